@@ -1,0 +1,104 @@
+"""The bus port: at least once, in order per key, with an offset that moves only after the effect.
+
+What every adapter keeps (tests/contract/test_bus.py holds them to it):
+
+1. `publish` returns when the events survive the death of this process.
+2. Events with one key reach a group in the order of their publication; a partition is read by one member of a
+   group at a time.
+3. A delivery that is not `done` comes again, to this member or another.
+4. `done(*produced)`: the produced events are durable before the offset moves, or nothing of both is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from turnout.common.events import Event
+
+# An event class, or the name of a topic that somebody else owns.
+Topic = type[Event] | str
+
+
+def name_of(topic: Topic) -> str:
+    """The topic's name on the wire."""
+    return topic if isinstance(topic, str) else topic.topic()
+
+
+@dataclass(frozen=True)
+class Record:
+    """A message as it is on the wire; `value` None is a tombstone."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Received:
+    """A record where it lies. `event()` parses it or raises `Invalid`; nothing else does."""
+
+    record: Record
+    partition: int
+    offset: int
+    timestamp: datetime
+
+    def event(self) -> Event:
+        """The event in this record (CloudEvents binary or structured mode, or bare JSON). Raises `Invalid`."""
+        from turnout.common.bus.cloudevents import decode  # noqa: PLC0415 (the codec knows Received)
+
+        return decode(self)
+
+
+class Delivery(Protocol):
+    """What one poll brought from one partition, oldest first, never empty."""
+
+    @property
+    def received(self) -> Sequence[Received]:
+        """The records, in the partition's order."""
+        ...
+
+    async def done(self, *produced: Event | Record) -> None:
+        """Make `produced` durable, then move the group's offset behind this delivery.
+
+        Raises `Unavailable`; then the delivery is not done and comes again.
+        """
+        ...
+
+
+class Bus(Protocol):
+    """Topics of events. Methods raise `Unavailable` while the bus cannot be reached."""
+
+    async def publish(self, *events: Event | Record) -> None:
+        """Append the events; durable when it returns."""
+        ...
+
+    def consume(self, *topics: Topic, group: str) -> AsyncIterator[Delivery]:
+        """Deliveries for a member of `group`, for ever. Take the next one after `done` of the one before, or
+        keep several open: offsets of a partition move in order."""
+        ...
+
+    def replay(self, topic: Topic) -> AsyncIterator[Received]:
+        """Every record from the first to the newest at the time of the call, then stops. A compacted topic gives
+        each key's newest record. No group, no offsets."""
+        ...
+
+    def follow(self, topic: Topic) -> AsyncIterator[Received]:
+        """Like `replay`, then every later record as it comes, for ever; every caller sees all records."""
+        ...
+
+    async def lag(self, group: str) -> Mapping[str, int]:
+        """Records of each topic that `group` has not yet done."""
+        ...
+
+    async def erase(self, topic: Topic, key: str) -> int:
+        """Remove the records with `key`, where the adapter can; how many went. What it cannot remove ends by
+        retention."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything. Deliveries not done come again to somebody else."""
+        ...

@@ -1,0 +1,1 @@
+"""Where CPU work runs: a port and its adapters."""

@@ -1,0 +1,1 @@
+"""Long work under a lease: a port and its adapters."""

@@ -1,0 +1,1 @@
+"""Immutable data sets in Parquet: a port and its adapters."""

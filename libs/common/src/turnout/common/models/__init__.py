@@ -1,0 +1,1 @@
+"""The model registry: a port and its adapters."""

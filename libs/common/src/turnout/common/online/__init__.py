@@ -1,0 +1,1 @@
+"""The newest features of an entity, and scores known in advance: a port and its adapters."""

@@ -1,0 +1,53 @@
+"""The online store port: the newest features of an entity, read in one round trip for many, and saved scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from turnout.common.events import Values
+
+
+@dataclass(frozen=True)
+class EntityFeatures:
+    """An entity's newest values, and when they were measured."""
+
+    values: Values
+    event_time: datetime
+
+
+class OnlineStore(Protocol):
+    """Methods raise `Unavailable` while the store cannot be reached."""
+
+    async def put(self, pipeline: str, entity: str, values: Values, event_time: datetime) -> bool:
+        """Keep `values` unless newer ones are there; whether they were kept. Columns not in `values` stay.
+
+        The same event time again overwrites (a redelivery writes the same).
+        """
+        ...
+
+    async def get_many(self, pipeline: str, entities: Sequence[str]) -> Mapping[str, EntityFeatures]:
+        """Features of those entities that have some, in one round trip."""
+        ...
+
+    async def put_score(self, pipeline: str, key: str, score: str, at: datetime) -> None:
+        """Keep a score (JSON) under `key`, an entity or a hash of the inputs."""
+        ...
+
+    async def get_score(self, pipeline: str, key: str) -> tuple[str, datetime] | None:
+        """The score under `key` and when it was made."""
+        ...
+
+    async def forget(self, pipeline: str, entity: str) -> None:
+        """Remove everything of an entity."""
+        ...
+
+    async def remove(self, pipeline: str) -> None:
+        """Remove everything of a pipeline."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        ...

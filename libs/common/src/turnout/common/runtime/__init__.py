@@ -1,0 +1,1 @@
+"""How a service is run: poll, react, done; health, logs, shutdown."""

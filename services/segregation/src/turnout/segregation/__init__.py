@@ -1,0 +1,1 @@
+"""Decides which row of a feature set trains and which evaluates."""
