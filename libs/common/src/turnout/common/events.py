@@ -348,6 +348,9 @@ class RawDataExtracted(Event):
 
     Rows carry the source's columns and `_row`, the line (CSV, JSON) or the row's number (Parquet, Arrow) in the
     source, from 1; a quarantined row carries `_row`, `_reason` and `_text`, what stood there.
+
+    `train` goes down the chain as it came: True, a training run was asked for; False, it is forbidden; None, as the
+    pipeline's retraining rule says.
     """
 
     writers = ("ingestion",)
@@ -358,7 +361,7 @@ class RawDataExtracted(Event):
     rows_written: int
     rows_quarantined: int
     spec_id: str
-    train: bool = True
+    train: bool | None = None
 
 
 class FeaturesGenerated(Event):
@@ -366,7 +369,8 @@ class FeaturesGenerated(Event):
 
     Its rows carry, beside the plan's features: `_batch` and `_row` (which raw row), `_label` (class name or number;
     rows without a label are left out and counted in `rows_unlabelled`), `_event_time` and `_entity` where the source
-    has them, and `in:NAME` for each raw input that a row-wise step changed or took away.
+    has them, and `in:NAME` for each raw input that a row-wise step changed or took away. `train`: see
+    `RawDataExtracted`.
     """
 
     writers = ("preparation",)
@@ -381,11 +385,11 @@ class FeaturesGenerated(Event):
     profile: tuple[ColumnProfile, ...]
     warnings: tuple[Warn, ...] = ()
     spec_id: str
-    train: bool = True
+    train: bool | None = None
 
 
 class DataSegregated(Event):
-    """A split of a feature set lies in the lake."""
+    """A split of a feature set lies in the lake. `train`: see `RawDataExtracted`."""
 
     writers = ("segregation",)
 
@@ -396,7 +400,7 @@ class DataSegregated(Event):
     target: Target
     warnings: tuple[Warn, ...] = ()
     spec_id: str
-    train: bool = True
+    train: bool | None = None
 
 
 class TrainingRequested(Event):
