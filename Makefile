@@ -25,10 +25,10 @@ $(READY): requirements.lock $(ROOT_DEPENDENCIES)
 	touch $@
 
 demo: $(READY) ## Carry a raw file to a live, watched answer
-	$(BIN)/turnout demo
+	$(BIN)/python examples/breast_cancer/demo.py
 
 up: $(READY) ## Run the seven services in one process and stay up
-	$(BIN)/turnout demo --stay
+	$(BIN)/python examples/breast_cancer/demo.py --stay
 
 test: $(READY) ## Run every test that needs no server
 	$(BIN)/pytest -n 2 --dist worksteal
