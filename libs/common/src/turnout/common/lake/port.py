@@ -1,4 +1,4 @@
-"""The lake port: immutable data sets in Parquet, each named by its content, each visible only through its manifest.
+"""The lake port: immutable Parquet data sets, each named by its content, visible only through its manifest.
 
 The order of a commit (the manifest is the outbox):
 
@@ -9,7 +9,8 @@ The order of a commit (the manifest is the outbox):
 
 A reaction that is run again finds the manifest, writes nothing and returns `manifest.event`.
 
-The methods block: call them from a worker process or a thread, never on the event loop. An adapter can be pickled.
+The methods block: call them from a worker process or a thread, never on the event loop. An adapter can be
+pickled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -36,7 +38,7 @@ class DataFile(Part):
 
 
 class Manifest(Part):
-    """What a data set is. `parts` names other data sets whose rows belong to it (a feature set of many batches).
+    """What a data set is. `parts` names other data sets whose rows belong to it (a feature set's batches).
 
     `lineage` are ids of what it was made from. `event` is the JSON of the event to publish (with its
     attributes) and `topic` its class name.
@@ -60,6 +62,18 @@ class Writer(Protocol):
         """Append rows."""
         ...
 
+    def scratch(self) -> Path:
+        """A folder on this machine for an engine that writes Parquet itself; it goes away with the writer."""
+        ...
+
+    def adopt(self, path: Path) -> None:
+        """Append the rows of the Parquet file at `path`, which lies in `scratch()`, without decoding them.
+
+        Its columns are the data set's, with their types and in their order, else `Invalid`. Not for a data
+        set that is partitioned by columns.
+        """
+        ...
+
     def commit(
         self,
         *,
@@ -68,7 +82,7 @@ class Writer(Protocol):
         event: Event | None = None,
         parts: Sequence[DataSetRef] = (),
     ) -> Manifest:
-        """Make the data set exist. If another writer was faster, its manifest is returned and ours goes away."""
+        """Make the data set exist. If another writer was faster, its manifest is returned, ours goes away."""
         ...
 
 
@@ -78,7 +92,11 @@ class Lake(Protocol):
     def writer(
         self, ref: DataSetRef, schema: pa.Schema, *, partition_by: Sequence[str] = ()
     ) -> AbstractContextManager[Writer]:
-        """Write a data set; leaving the block without `commit` leaves nothing behind."""
+        """Write a data set; leaving the block without `commit` leaves nothing behind.
+
+        `partition_by` puts rows of equal values into a folder `column=value` of their own, so that a filter
+        on these columns opens only the folders that it needs. Rows keep their order within a folder.
+        """
         ...
 
     def manifest(self, ref: DataSetRef) -> Manifest | None:
@@ -103,6 +121,10 @@ class Lake(Protocol):
         """
         ...
 
+    def schema(self, ref: DataSetRef) -> pa.Schema:
+        """The columns that `scan` gives. Raises `Unknown` if there is no such data set."""
+        ...
+
     def read(
         self, ref: DataSetRef, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> pa.Table:
@@ -114,11 +136,14 @@ class Lake(Protocol):
         ...
 
     def get_model(self, file: ModelFile) -> bytes:
-        """The file's bytes. Raises `Invalid` if they are not what the sha256 says, or the file is not there."""
+        """The file's bytes. Raises `Invalid` if they are not what the sha256 says, or not there."""
         ...
 
     def erase(self, ref: DataSetRef, where: pc.Expression) -> int:
-        """Take the rows that match out of the data set (the right to be forgotten); how many went."""
+        """Take the rows that match out of the data set and of its parts (to forget somebody); how many went.
+
+        The manifest's counts and hashes are those of what is left; its `event` still tells what once was.
+        """
         ...
 
     def remove(self, pipeline: str) -> None:
