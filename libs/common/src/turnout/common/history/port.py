@@ -1,8 +1,8 @@
-"""The history store port: scores, outcomes, features over time and the audit trail, each looked up by its query."""
+"""The history store port: scores, outcomes, features over time, the audit trail, each by its query."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -20,8 +20,8 @@ class Joined:
     outcome: OutcomeObserved
 
 
-# A first outcome; the same again (by content); a different one for a score that had one; one whose score has not
-# come yet, kept until it does.
+# A first outcome; the same again (by content); a different one for a score that had one; one whose score has
+# not come yet, kept until it does.
 OutcomeKind = Literal["joined", "duplicate", "corrected", "unmatched"]
 
 
@@ -40,7 +40,7 @@ class Audit:
 
 
 class HistoryStore(Protocol):
-    """Writing the same thing twice has one effect. Methods raise `Unavailable` while the store cannot be reached."""
+    """Writing the same thing twice has one effect. Methods raise `Unavailable` while it cannot be reached."""
 
     async def add_scores(self, scores: Sequence[ScoreProduced]) -> Sequence[ScoreProduced]:
         """Keep scores; returns those that were not there already."""
@@ -50,7 +50,9 @@ class HistoryStore(Protocol):
         """One score."""
         ...
 
-    async def scores(self, pipeline: str, *, since: datetime | None = None, limit: int = 1000) -> Sequence[ScoreProduced]:
+    async def scores(
+        self, pipeline: str, *, since: datetime | None = None, limit: int = 1000
+    ) -> Sequence[ScoreProduced]:
         """A pipeline's newest scores, newest first."""
         ...
 
@@ -58,8 +60,16 @@ class HistoryStore(Protocol):
         """How many scores are kept of a pipeline."""
         ...
 
+    def all_scores(self, pipeline: str) -> AsyncIterator[Sequence[ScoreProduced]]:
+        """Every score kept of a pipeline, oldest first, in pages."""
+        ...
+
     async def add_outcomes(self, outcomes: Sequence[OutcomeObserved]) -> Sequence[OutcomeKind]:
         """Keep outcomes; what each one was, in order. The one observed last is a score's outcome."""
+        ...
+
+    async def joined_of(self, pipeline: str, score_ids: Sequence[str]) -> Sequence[Joined]:
+        """Those of the scores that have an outcome, in no particular order."""
         ...
 
     async def joined(
@@ -72,7 +82,9 @@ class HistoryStore(Protocol):
         """Keep features over time."""
         ...
 
-    async def features(self, pipeline: str, entity: str, *, until: datetime | None = None, limit: int = 100) -> Sequence[ObservationReceived]:
+    async def features(
+        self, pipeline: str, entity: str, *, until: datetime | None = None, limit: int = 100
+    ) -> Sequence[ObservationReceived]:
         """An entity's observations up to `until`, newest first."""
         ...
 
@@ -82,6 +94,10 @@ class HistoryStore(Protocol):
 
     async def audit(self, pipeline: str, *, limit: int = 100) -> Sequence[Audit]:
         """A pipeline's audit trail, newest first."""
+        ...
+
+    async def audited(self, ids: Sequence[str]) -> Collection[str]:
+        """Those of the ids that are in the audit trail: what was decided already."""
         ...
 
     async def expire(self, before: datetime) -> int:

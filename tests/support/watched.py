@@ -1,0 +1,126 @@
+"""Builders of what monitoring sees: scores, outcomes, observations, versions, tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from turnout.common.events import (
+    Attempt,
+    Column,
+    ColumnProfile,
+    Histogram,
+    ModelFile,
+    ModelReady,
+    ObservationReceived,
+    OutcomeObserved,
+    Prior,
+    ScoreProduced,
+    Target,
+)
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def score(
+    ident: str = "s-1",
+    *,
+    pipeline: str = "p",
+    version: str = "1",
+    seconds: float = 0.0,
+    attempts: tuple[Attempt, ...] | None = None,
+    value: float | str = "yes",
+    milliseconds: float = 2.0,
+    **fields: Any,
+) -> ScoreProduced:
+    fields.setdefault("served_by", "champion")
+    fields.setdefault("values", {"age": 40.0})
+    ok = Attempt(version=version, outcome="ok", milliseconds=milliseconds)
+    return ScoreProduced.first(
+        source="/scoring",
+        at=at(seconds),
+        id=f"event-{pipeline}-{ident}",
+        pipeline=pipeline,
+        score_id=ident,
+        version=version,
+        attempts=(ok,) if attempts is None else attempts,
+        value=value,
+        milliseconds=milliseconds,
+        **fields,
+    )
+
+
+def late(
+    ident: str, *, slow: str = "2", version: str = "1", outcome: Any = "late", seconds: float = 0.0
+) -> ScoreProduced:
+    """An answer of `version` after `slow` did not give one in time."""
+    attempts = (
+        Attempt(version=slow, outcome=outcome),
+        Attempt(version=version, outcome="ok", milliseconds=2.0),
+    )
+    return score(
+        ident,
+        version=version,
+        attempts=attempts,
+        seconds=seconds,
+        served_by="previous",
+        reason=outcome,
+        milliseconds=48.0,
+    )
+
+
+def outcome(ident: str = "s-1", value: Any = "yes", *, pipeline: str = "p", observed: float = 0.0) -> OutcomeObserved:
+    return OutcomeObserved.first(
+        source="/scoring",
+        at=at(observed),
+        pipeline=pipeline,
+        score_id=ident,
+        outcome=value,
+        observed_at=at(observed),
+    )
+
+
+def observation(
+    ident: str, *, pipeline: str = "p", entity: str = "e-1", seconds: float = 0.0, **values: float
+) -> ObservationReceived:
+    return ObservationReceived.first(
+        source="/test",
+        at=at(seconds),
+        id=ident,
+        pipeline=pipeline,
+        entity=entity,
+        event_time=at(seconds),
+        values=values,
+    )
+
+
+AGES = ColumnProfile(
+    name="age",
+    kind="number",
+    rows=100,
+    missing=0,
+    distinct=60,
+    histogram=Histogram(edges=(0.0, 20.0, 40.0, 60.0, 80.0), counts=(10, 40, 40, 10)),
+)
+
+
+def ready(version: str = "1", *, pipeline: str = "p", seconds: float = 0.0, **fields: Any) -> ModelReady:
+    fields.setdefault("target", Target(task="classification", label="y", classes=("no", "yes")))
+    fields.setdefault("prior", Prior(value="yes", probabilities={"no": 0.4, "yes": 0.6}))
+    fields.setdefault("metrics", {"accuracy": 0.9})
+    fields.setdefault("profile", (AGES,))
+    return ModelReady.first(
+        source="/evaluation",
+        at=at(seconds),
+        id=f"ready-{pipeline}-{version}",
+        pipeline=pipeline,
+        version=version,
+        file=ModelFile(uri=f"models/{version}.onnx", sha256="0" * 64, size=1),
+        inputs=(Column(name="age", kind="number"),),
+        algorithm="logistic_regression",
+        **fields,
+    )
