@@ -1,0 +1,501 @@
+"""Carry three raw files to a live, watched answer, then break the model and watch the switch back.
+
+make demo        does it and exits
+make up          does it and stays up
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import make_data
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from slow_graph import slowed
+
+from turnout.common import pipeline
+from turnout.common.events import (
+    BatchScored,
+    CandidateRefused,
+    DataSegregated,
+    Event,
+    FeaturesGenerated,
+    ModelDegraded,
+    ModelReady,
+    ModelTrained,
+    PipelineDeclared,
+    RawDataExtracted,
+    RoutingChanged,
+    SourceDataAvailable,
+    StageFailed,
+)
+from turnout.common.ids import content_id
+from turnout.common.runtime.environment import Environment
+from turnout.common.runtime.settings import RuntimeSettings
+
+HERE = Path(__file__).parent
+SOURCE = "/demo"
+# One turn of the wasteful loop takes about a microsecond: a second, twenty times the pipeline's limit.
+SLOW_TURNS = 1_000_000
+SLOW_WHERE = "mean radius"
+WATCHED = (
+    PipelineDeclared, SourceDataAvailable, RawDataExtracted, FeaturesGenerated, DataSegregated, ModelTrained,
+    CandidateRefused, ModelReady, RoutingChanged, ModelDegraded, BatchScored, StageFailed,
+)  # fmt: skip
+E_ = TypeVar("E_", bound=Event)
+console = Console()
+
+
+class DemoFailed(Exception):
+    """Something did not happen; the message says what, and where to look."""
+
+
+@dataclass
+class Seen:
+    """Every event of the chain so far, in the order it came."""
+
+    events: list[Event] = field(default_factory=list)
+    more: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    def of(self, kind: type[E_]) -> list[E_]:
+        """Those of one kind."""
+        return [e for e in self.events if isinstance(e, kind)]
+
+    async def add(self, event: Event) -> None:
+        """One more came."""
+        async with self.more:
+            self.events.append(event)
+            self.more.notify_all()
+
+    async def until(self, found: Callable[[], E_ | None], what: str, seconds: float = 60) -> E_:
+        """Wait for an event; a failed stage or the clock ends the demo with a message."""
+        async with self.more:
+            try:
+                async with asyncio.timeout(seconds):
+                    while (event := found()) is None:
+                        if failed := self.of(StageFailed):
+                            raise DemoFailed(f"{failed[0].stage}: {failed[0].error}")
+                        await self.more.wait()
+            except TimeoutError:
+                raise DemoFailed(f"no {what} within {seconds:.0f} s; see the log") from None
+        return event
+
+
+async def demo(home: Path, port: int, *, stay: bool) -> None:
+    """The whole way; raises `DemoFailed`."""
+    began = time.monotonic()
+    file = pipeline.read(HERE / "pipeline.yaml")
+    title("1", "Seven services, one process", f"data under {shown(home)}/, log in {shown(home)}/demo.log")
+    files = make_data.write(HERE / "data")
+    async with running(home, port) as (url, environment):
+        seen = Seen()
+        watching = [asyncio.create_task(_watch(environment, kind, seen)) for kind in WATCHED]
+        try:
+            await _declare(environment, file, files)
+            ready = await _follow(environment, file, seen)
+            _candidates(seen, ready)
+            await _carried(seen, ready)
+            async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+                patients = await asyncio.to_thread(_unseen_patients, environment, seen.of(DataSegregated)[-1], ready)
+                await _ask(http, file, patients)
+                await _break(environment, http, file, patients, seen, ready)
+                score = await _outcomes(http, file, patients)
+            await _account(environment, seen, score)
+        finally:
+            for task in watching:
+                task.cancel()
+        console.print(f"\n[bold green]Done[/] in {time.monotonic() - began:.0f} s.")
+        _next(url, home, stay=stay)
+        if stay:
+            await asyncio.Event().wait()
+
+
+# --- 1: start -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def running(home: Path, port: int) -> AsyncIterator[tuple[str, Environment]]:
+    """`turnout up` as its own process; ready when this yields, gone afterwards."""
+    fresh(home)
+    log = (home / "demo.log").open("wb")
+    command = [str(Path(sys.executable).with_name("turnout")), "up", "--home", str(home), "--port", str(port)]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TURNOUT_SOURCE_ROOTS": json.dumps([str(HERE)])},
+    )
+    url = f"http://127.0.0.1:{port}"
+    environment = Environment(RuntimeSettings(home=home))
+    try:
+        with console.status("starting …"):
+            await _until_ready(url, process)
+        console.print(f"   [green]ready[/]  {url}")
+        yield url, environment
+    finally:
+        await environment.close()
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+        log.close()
+
+
+def fresh(home: Path) -> None:
+    """An empty home. One that the demo made is begun anew; anything else is left alone."""
+    marker = home / "made-by-demo"
+    if home.exists() and any(home.iterdir()):
+        if not marker.exists():
+            raise DemoFailed(f"{home} holds somebody's data; name another folder with --home")
+        shutil.rmtree(home)
+    home.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+async def _until_ready(url: str, process: asyncio.subprocess.Process) -> None:
+    waiting = "it does not answer"
+    async with httpx.AsyncClient() as http:
+        for _ in range(600):
+            if process.returncode is not None:
+                raise DemoFailed(f"the services ended with exit code {process.returncode}; see demo.log")
+            with contextlib.suppress(httpx.TransportError):
+                reply = await http.get(f"{url}/readyz")
+                if reply.status_code == httpx.codes.OK:
+                    return
+                waiting = reply.text
+            await asyncio.sleep(0.1)
+    raise DemoFailed(f"not ready after a minute: {waiting}")
+
+
+async def _watch(environment: Environment, kind: type[Event], seen: Seen) -> None:
+    async for received in environment.bus.follow(kind):
+        await seen.add(received.event())
+
+
+# --- 2 and 3: the chain ---------------------------------------------------------------------------------------------
+
+
+async def _declare(environment: Environment, file: pipeline.PipelineFile, files: list[Path]) -> None:
+    title("2", "Declare the pipeline, announce the data", f"{shown(HERE)}/pipeline.yaml, {len(files)} files")
+    for cells, why in make_data.DIRTY:
+        what = ", ".join(f"{k} = {v!r}" for k, v in cells.items()) if cells else "three cells"
+        console.print(f"   [dim]a dirty row in {make_data.MONTHS[-1]}: {what} ({why})[/]")
+    now = datetime.now(UTC)
+    declared = PipelineDeclared.first(
+        source=SOURCE, at=now, pipeline=file.pipeline, spec=file, spec_id=file.spec_id, by="demo"
+    )
+    announced = SourceDataAvailable.caused_by(
+        declared, source=SOURCE, at=now, uri=file.source.uri or "", spec_id=file.spec_id, train=True
+    )
+    await environment.bus.publish(declared, announced)
+
+
+async def _follow(environment: Environment, file: pipeline.PipelineFile, seen: Seen) -> ModelReady:
+    title("3", "Every event as it passes", "each service reacts to a topic and publishes to the next")
+
+    def routed() -> RoutingChanged | None:
+        return next(iter(seen.of(RoutingChanged)), None)
+
+    with Live(_passed(seen), console=console, refresh_per_second=10) as live:
+        waiting = asyncio.create_task(seen.until(routed, "champion"))
+        while not waiting.done():
+            live.update(_passed(seen))
+            await asyncio.wait({waiting}, timeout=0.1)
+        await waiting
+        live.update(_passed(seen))
+    return seen.of(ModelReady)[0]
+
+
+def _passed(seen: Seen) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
+    began = seen.events[0].time if seen.events else None
+    for event in sorted(seen.events, key=lambda e: e.time):
+        after = f"{(event.time - began).total_seconds():6.2f} s" if began else ""
+        table.add_row(f"[dim]{after}[/]", f"[bold]{type(event).__name__}[/]", describe(event))
+    return table
+
+
+def describe(event: Event) -> str:
+    """What an event says, in one line."""
+    match event:
+        case PipelineDeclared():
+            return event.pipeline
+        case SourceDataAvailable():
+            return shown(Path(event.uri))
+        case RawDataExtracted():
+            return (
+                f"{event.rows_read} rows read = {event.rows_written} written + {event.rows_quarantined} quarantined, "
+                f"{len(event.batches)} batches, {len(event.columns)} columns"
+            )
+        case FeaturesGenerated():
+            return f"{event.rows} rows × {len(event.plan.features)} features, {len(event.warnings)} warnings"
+        case DataSegregated():
+            return " + ".join(f"{part.rows} to {part.name}" for part in event.parts)
+        case ModelTrained():
+            return f"{event.algorithm} ({event.candidate + 1} of {event.candidates}) {event.failure or f'{event.seconds:.1f} s'}"
+        case CandidateRefused():
+            return f"{event.algorithm}: {event.why}"
+        case ModelReady():
+            return f"version {event.version}: {event.algorithm}"
+        case RoutingChanged():
+            return f"champion {event.table.champion}, previous {event.table.previous or 'none'}: {event.why}"
+        case ModelDegraded():
+            return f"version {event.version} by {event.signal}: {event.why}"
+        case _:
+            return ""
+
+
+def _candidates(seen: Seen, ready: ModelReady) -> None:
+    metrics = list(ready.metrics)
+    table = Table("candidate", *metrics, "", title_justify="left")
+    table.add_row("[dim]base rate[/]", *(_number(ready.base_rate.get(m)) for m in metrics), "[dim]knows nothing[/]")
+    for refused in seen.of(CandidateRefused):
+        table.add_row(refused.algorithm, *(_number(refused.metrics.get(m)) for m in metrics), refused.why)
+    table.add_row(
+        f"[bold]{ready.algorithm}[/]",
+        *(_number(ready.metrics.get(m)) for m in metrics),
+        f"[bold green]champion[/] {ready.why}",
+    )
+    console.print(table)
+
+
+async def _carried(seen: Seen, ready: ModelReady) -> None:
+    await seen.until(lambda: next(iter(seen.of(RoutingChanged)), None), "routing")
+    if not ready.metrics:
+        raise DemoFailed("the champion came without metrics")
+
+
+# --- 4: ask -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Somebody no candidate was trained on."""
+
+    entity: str
+    values: dict[str, Any]
+    diagnosis: str
+
+
+def _unseen_patients(environment: Environment, split: DataSegregated, ready: ModelReady) -> list[Patient]:
+    (test,) = (part for part in split.parts if part.name == "test")
+    rows = environment.lake.read(test.data).to_pylist()
+    return [
+        Patient(
+            str(row["_entity"]),
+            {c.name: row.get(f"in:{c.name}", row.get(c.name)) for c in ready.inputs},
+            str(row["_label"]),
+        )
+        for row in rows
+    ]
+
+
+async def _ask(http: httpx.AsyncClient, file: pipeline.PipelineFile, patients: list[Patient]) -> None:
+    title("4", "Ask the champion", "two ways to say the same")
+    patient = patients[0]
+    friendly = await _post(http, f"/pipelines/{file.pipeline}/score", {"rows": [patient.values]})
+    console.print(f"   POST /pipelines/{file.pipeline}/score   [dim]really: {patient.diagnosis}[/]")
+    console.print_json(data=friendly)
+    tensors = [{"name": k, "shape": [1, 1], "datatype": "FP64", "data": [[v]]} for k, v in patient.values.items()]
+    infer = await _post(http, f"/v2/models/{file.pipeline}/infer", {"id": "demo-1", "inputs": tensors})
+    console.print(f"   POST /v2/models/{file.pipeline}/infer   [dim]Open Inference Protocol[/]")
+    console.print_json(data=infer)
+
+
+# --- 5: break -----------------------------------------------------------------------------------------------------
+
+
+async def _break(
+    environment: Environment,
+    http: httpx.AsyncClient,
+    file: pipeline.PipelineFile,
+    patients: list[Patient],
+    seen: Seen,
+    champion: ModelReady,
+) -> None:
+    title(
+        "5",
+        "Deploy a version that is slow on purpose",
+        f"about 1 s an answer; the limit is {file.scoring.slo_ms:.0f} ms",
+    )
+    slow = await _publish_slow(environment, champion)
+    await seen.until(lambda: _routed_to(seen, slow.version), f"switch to version {slow.version}")
+    console.print(f"   version {slow.version} was fast on the sample it was admitted with; now it is the champion")
+    degraded, answers = (
+        asyncio.create_task(
+            seen.until(
+                lambda: next((e for e in seen.of(ModelDegraded) if e.version == slow.version), None),
+                "ModelDegraded",
+            )
+        ),
+        [],
+    )
+    number = 0
+    while not degraded.done():
+        patient = patients[number % len(patients)]
+        number += 1
+        started = time.perf_counter()
+        (answer,) = (await _post(http, f"/pipelines/{file.pipeline}/score", {"rows": [patient.values]}))["rows"]
+        answers.append(((time.perf_counter() - started) * 1000, answer))
+        if number in (1, 2, 3) or number % 25 == 0:
+            _say(number, *answers[-1])
+        await asyncio.sleep(0.02)
+    found = await degraded
+    back = await seen.until(lambda: _routed_to(seen, champion.version, after=slow.version), "switch back")
+    console.print(f"   [bold red]ModelDegraded[/]   {found.why}")
+    console.print(f"   [bold green]RoutingChanged[/]  champion {back.table.champion} again: {back.why}")
+    slowest = max(milliseconds for milliseconds, _ in answers)
+    console.print(f"   {len(answers)} requests meanwhile, all answered; the slowest took {slowest:.0f} ms")
+
+
+async def _publish_slow(environment: Environment, champion: ModelReady) -> ModelReady:
+    graph = await asyncio.to_thread(environment.lake.get_model, champion.file)
+    content = slowed(graph, SLOW_WHERE, SLOW_TURNS)
+    stored = await asyncio.to_thread(environment.lake.put_model, champion.pipeline, content)
+    version = await asyncio.to_thread(
+        environment.registry.register,
+        champion.pipeline,
+        content_id("demo", stored.sha256),
+        stored,
+        tracking_id=None,
+        tags={"why": "slow on purpose"},
+    )
+    # The sample says nothing of the column, so the loop does not turn while the version is tried.
+    sample = tuple({k: v for k, v in row.items() if k != SLOW_WHERE} for row in champion.sample)
+    ready = champion.model_copy(
+        update={
+            "id": content_id("ready", stored.sha256), "time": datetime.now(UTC), "version": version.version,
+            "file": stored, "sample": sample, "why": "slow on purpose", "causation_id": champion.id,
+        }
+    )  # fmt: skip
+    await environment.bus.publish(ready)
+    return ready
+
+
+def _routed_to(seen: Seen, version: str, after: str | None = None) -> RoutingChanged | None:
+    changes = seen.of(RoutingChanged)
+    start = next((i for i, e in enumerate(changes) if e.table.champion == after), -1) if after else -1
+    return next((e for e in changes[start + 1 :] if e.table.champion == version), None)
+
+
+def _say(number: int, milliseconds: float, answer: dict[str, Any]) -> None:
+    why = f" ({answer['reason']})" if answer.get("reason") else ""
+    console.print(
+        f"   request {number:3d}: {answer['value']} in {milliseconds:5.1f} ms "
+        f"from version {answer['version']}, {answer['served_by']}{why}"
+    )
+
+
+# --- 6: outcomes --------------------------------------------------------------------------------------------------
+
+
+async def _outcomes(http: httpx.AsyncClient, file: pipeline.PipelineFile, patients: list[Patient]) -> str:
+    title("6", "What really happened", "outcomes join scores by id")
+    body = {"rows": [p.values for p in patients]}
+    answers = (await _post(http, f"/pipelines/{file.pipeline}/score", body))["rows"]
+    now = datetime.now(UTC).isoformat()
+    await _post(
+        http,
+        "/outcomes",
+        [
+            {"score_id": a["score_id"], "outcome": p.diagnosis, "time": now}
+            for a, p in zip(answers, patients, strict=True)
+        ],
+    )
+    report = await _eventually(http, f"/services/monitoring/pipelines/{file.pipeline}", len(patients))
+    console.print_json(data=report)
+    return str(answers[0]["score_id"])
+
+
+async def _eventually(http: httpx.AsyncClient, path: str, outcomes: int) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    for _ in range(100):
+        report = (await http.get(path)).raise_for_status().json()
+        if report.get("outcomes", 0) >= outcomes:
+            break
+        await asyncio.sleep(0.1)
+    return report
+
+
+# --- 7: account -----------------------------------------------------------------------------------------------------
+
+
+async def _account(environment: Environment, seen: Seen, score: str) -> None:
+    title("7", "Where did one score come from?", score)
+    command = [
+        str(Path(sys.executable).with_name("turnout")),
+        "lineage",
+        score,
+        "--home",
+        str(environment.home),
+    ]
+    await (await asyncio.create_subprocess_exec(*command)).wait()
+
+
+def _next(url: str, home: Path, *, stay: bool) -> None:
+    console.print("What to try next:")
+    if not stay:
+        console.print("   make up                                   the same, and it stays up")
+    console.print("   .venv/bin/turnout init my.csv --label y   a pipeline file for your own data")
+    console.print("   .venv/bin/turnout apply my.yaml           … and its first version")
+    console.print("   .venv/bin/turnout events --follow         every event as it passes")
+    console.print(f"   {url}/docs   {url}/services/monitoring/")
+
+
+async def _post(http: httpx.AsyncClient, path: str, body: object) -> dict[str, Any]:
+    reply = await http.post(path, json=body)
+    if reply.is_error:
+        raise DemoFailed(f"POST {path}: {reply.status_code} {reply.text}")
+    return reply.json()
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def title(number: str, what: str, more: str) -> None:
+    """A step begins."""
+    console.print(f"\n[bold]{number}  {what}[/]  [dim]{more}[/]")
+
+
+def shown(path: Path) -> str:
+    """A path as a person in this folder would type it."""
+    with contextlib.suppress(ValueError):
+        return str(path.resolve().relative_to(Path.cwd()))
+    return str(path)
+
+
+def main() -> int:
+    """Run the demo; 0 if everything that it shows happened."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, default=Path(".turnout"))
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--stay", action="store_true")
+    given = parser.parse_args()
+    try:
+        asyncio.run(demo(given.home, given.port, stay=given.stay))
+    except DemoFailed as failure:
+        console.print(f"[bold red]The demo stopped:[/] {failure}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nstopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
