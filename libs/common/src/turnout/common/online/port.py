@@ -22,8 +22,9 @@ class OnlineStore(Protocol):
     """Methods raise `Unavailable` while the store cannot be reached."""
 
     async def put(self, pipeline: str, entity: str, values: Values, event_time: datetime) -> bool:
-        """Keep `values` unless newer ones are there; whether they were kept. Columns not in `values` stay.
+        """Keep `values` unless newer ones are there; whether any was kept. Columns not in `values` stay.
 
+        Which is newer is decided column by column: several sources with clocks of their own may feed one entity.
         The same event time again overwrites (a redelivery writes the same).
         """
         ...
