@@ -11,7 +11,7 @@ What every adapter keeps (tests/contract/test_bus.py holds them to it):
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -76,9 +76,9 @@ class Bus(Protocol):
         """Append the events; durable when it returns."""
         ...
 
-    def consume(self, *topics: Topic, group: str) -> AsyncIterator[Delivery]:
+    def consume(self, *topics: Topic, group: str) -> AsyncGenerator[Delivery]:
         """Deliveries for a member of `group`, for ever. Take the next one after `done` of the one before, or
-        keep several open: offsets of a partition move in order."""
+        keep several open: offsets of a partition move in order. `aclose` leaves the group."""
         ...
 
     def replay(self, topic: Topic) -> AsyncIterator[Received]:
@@ -97,6 +97,16 @@ class Bus(Protocol):
     async def erase(self, topic: Topic, key: str) -> int:
         """Remove the records with `key`, where the adapter can; how many went. What it cannot remove ends by
         retention."""
+        ...
+
+    def polled(self, group: str) -> float | None:
+        """When the members of `group` in this process last looked for records (monotonic seconds), also in vain;
+        None without a member."""
+        ...
+
+    async def purge(self, now: datetime) -> int:
+        """Remove what is past its topic's retention or superseded, where that is the adapter's to do; how many
+        records went."""
         ...
 
     async def close(self) -> None:

@@ -5,4 +5,10 @@ What is submitted is a module-level function on picklable arguments; a `Lake` is
 
 from concurrent.futures import Executor
 
-__all__ = ["Executor"]
+from turnout.common.errors import Unavailable
+
+__all__ = ["Executor", "WorkerLost"]
+
+
+class WorkerLost(Unavailable):
+    """A worker process died under the work (out of memory, killed): it may be tried again, but not for ever."""

@@ -58,6 +58,10 @@ class Jobs(Protocol):
         """Jobs not finished."""
         ...
 
+    async def purge(self, now: datetime) -> int:
+        """Forget jobs that finished so long ago that their event cannot come again; how many went."""
+        ...
+
     async def close(self) -> None:
         """Let go of everything."""
         ...

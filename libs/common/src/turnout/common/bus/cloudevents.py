@@ -1,0 +1,205 @@
+"""CloudEvents 1.0 on the wire: binary mode out; binary mode, structured mode and bare JSON in.
+
+Source: cloudevents/spec, `bindings/kafka-protocol-binding.md` and `formats/json-format.md`. Attributes travel as
+`ce_…` headers; `traceparent` is a plain header, written per hop (W3C Trace Context).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import orjson
+import pydantic_core
+from pydantic import JsonValue, ValidationError
+
+from turnout.common.bus.port import Received, Record
+from turnout.common.errors import Invalid
+from turnout.common.events import ATTRIBUTES, REGISTRY, Event
+from turnout.common.ids import positional_event_id
+from turnout.common.pipeline import in_words
+
+SPECVERSION = "1.0"
+CONTENT_TYPE = "content-type"
+JSON = "application/json"
+STRUCTURED = "application/cloudevents"
+DEAD = ".dead"
+
+MAX_BYTES = 8 * 1024 * 1024
+MAX_DEPTH = 32
+
+# The event's field for each attribute; `ce_` comes before its name in a header.
+_FIELDS = {
+    "id": "id",
+    "source": "source",
+    "time": "time",
+    "correlationid": "correlation_id",
+    "causationid": "causation_id",
+}
+_TYPE = re.compile(r"turnout\.([A-Za-z][A-Za-z0-9]*)\.v([1-9][0-9]{0,3})")
+_LONG_INTEGER = re.compile(rb"[0-9]{19}")
+
+
+def encode(event: Event) -> Record:
+    """The event as a record in binary mode. Raises `Invalid` if it is larger than `MAX_BYTES`."""
+    key = event.key
+    headers = [
+        ("ce_specversion", SPECVERSION),
+        ("ce_id", event.id),
+        ("ce_source", event.source),
+        ("ce_type", event.type()),
+        ("ce_time", event.time.isoformat()),
+        ("ce_subject", _subject(event)),
+        ("ce_partitionkey", key),
+        ("ce_correlationid", event.correlation_id),
+    ]
+    if event.causation_id is not None:
+        headers.append(("ce_causationid", event.causation_id))
+    if event.traceparent is not None:
+        headers.append(("traceparent", event.traceparent))
+    headers.append((CONTENT_TYPE, JSON))
+    value = event.model_dump_json(by_alias=True, exclude=set(ATTRIBUTES)).encode()
+    if len(value) > MAX_BYTES:
+        raise Invalid(
+            event.topic(), f"an event of {len(value)} bytes", fix=f"at most {MAX_BYTES}; name the data instead"
+        )
+    return Record(event.topic(), key.encode(), value, tuple((name, text.encode()) for name, text in headers))
+
+
+def as_record(message: Event | Record) -> Record:
+    """The record to append: an event is encoded, a record stays as it is."""
+    return message if isinstance(message, Record) else encode(message)
+
+
+def decode(received: Received) -> Event:
+    """The event in a record. Raises `Invalid` naming the field, whatever stands there."""
+    record = received.record
+    if record.value is None:
+        raise Invalid("value", "the record is empty (a tombstone)", fix="send the event as JSON")
+    headers = texts(record.headers)
+    attributes: dict[str, Any]
+    if headers.get(CONTENT_TYPE, "").lower().startswith(STRUCTURED):
+        attributes, payload = _structured(record.value)
+    else:
+        attributes = {name[3:]: text for name, text in headers.items() if name.startswith("ce_")}
+        payload = parse_json(record.value)
+    if not isinstance(payload, dict):
+        raise Invalid("value", "it is JSON, but not an object", fix="send the event's fields as one object")
+    attributes.setdefault("traceparent", headers.get("traceparent"))
+    kind = _class(record.topic, attributes)
+    fields = payload | _attribute_fields(attributes, received)
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise in_words(error, kind) from None
+
+
+def texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Headers as text, names in small letters; the last of several wins. Raises `Invalid` if one is not UTF-8."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        try:
+            found[name.lower()] = value.decode()
+        except UnicodeDecodeError:
+            raise Invalid(f"header {name}", "it is not UTF-8 text") from None
+    return found
+
+
+def parse_json(value: bytes) -> JsonValue:
+    """Strict JSON: no NaN, nothing infinite, no lone surrogate, no deeper than `MAX_DEPTH`. Raises `Invalid`."""
+    if not value.strip():
+        raise Invalid("value", "it is empty", fix="send the event as JSON")
+    if len(value) > MAX_BYTES:
+        raise Invalid("value", f"{len(value)} bytes are too many", fix=f"at most {MAX_BYTES}; name the data instead")
+    if _depth(value) > MAX_DEPTH:
+        raise Invalid("value", "the JSON is nested too deeply", fix=f"at most {MAX_DEPTH} levels")
+    try:
+        parsed = orjson.loads(value)
+        # orjson makes a float of an integer beyond 64 bits; pydantic's parser keeps it.
+        return pydantic_core.from_json(value, allow_inf_nan=False) if _LONG_INTEGER.search(value) else parsed
+    except ValueError as error:
+        raise Invalid("value", f"it is not JSON ({error})", fix="numbers must be finite, text must be UTF-8") from None
+
+
+def event_class(topic: str) -> type[Event] | None:
+    """The class whose events a topic (or its dead letters) carries; None for somebody else's topic."""
+    return REGISTRY.get(topic.removesuffix(DEAD))
+
+
+def _subject(event: Event) -> str:
+    version = getattr(event, "version", None)
+    return f"{event.pipeline}/{version}" if isinstance(version, str) else event.pipeline
+
+
+def _structured(value: bytes) -> tuple[dict[str, Any], JsonValue]:
+    envelope = parse_json(value)
+    if not isinstance(envelope, dict):
+        raise Invalid("value", "a structured CloudEvent is an object")
+    if "data_base64" in envelope:
+        raise Invalid("data_base64", "binary data are not an event's fields", fix="send `data` as a JSON object")
+    if "data" not in envelope:
+        raise Invalid("data", "is missing", fix="send the event's fields as `data`")
+    attributes = {name.lower(): text for name, text in envelope.items() if name != "data"}
+    return attributes, envelope["data"]
+
+
+def _class(topic: str, attributes: Mapping[str, Any]) -> type[Event]:
+    version = attributes.get("specversion", SPECVERSION)
+    if version != SPECVERSION:
+        raise Invalid("specversion", f"CloudEvents {version!r} is not understood", fix=f"send {SPECVERSION}")
+    owner = event_class(topic)
+    found = attributes.get("type")
+    if found is None:
+        if owner is None:
+            raise Invalid("type", f"the topic {topic} has no event of its own", fix="send the attribute `type`")
+        return owner
+    match = _TYPE.fullmatch(str(found))
+    kind = REGISTRY.get(match.group(1)) if match else None
+    if match is None or kind is None or (owner is not None and kind is not owner):
+        wanted = owner.type() if owner else "turnout.NAME.v1"
+        raise Invalid("type", f"{str(found)[:100]!r} does not belong on {topic}", fix=f"send {wanted}")
+    if int(match.group(2)) > kind.major:
+        raise Invalid(
+            "type", f"{found} is newer than this version of Turnout", fix=f"update it; it reads up to v{kind.major}"
+        )
+    return kind
+
+
+def _attribute_fields(attributes: Mapping[str, Any], received: Received) -> dict[str, Any]:
+    fields = {field: attributes[name] for name, field in _FIELDS.items() if attributes.get(name) is not None}
+    topic = received.record.topic
+    fields.setdefault("id", positional_event_id(topic, received.partition, received.offset))
+    fields.setdefault("source", "unknown")
+    fields.setdefault("time", received.timestamp)
+    fields.setdefault("correlation_id", fields["id"])
+    fields.setdefault("causation_id", None)
+    fields["traceparent"] = attributes.get("traceparent")
+    if isinstance(fields["time"], str):
+        fields["time"] = _time(fields["time"])
+    return fields
+
+
+def _time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Invalid("time", f"{text[:40]!r} is not a time", fix="write it as 2026-01-31T08:15:00Z") from None
+    if moment.tzinfo is None:
+        raise Invalid("time", f"{text[:40]!r} has no time zone", fix="end it with Z for UTC")
+    return moment
+
+
+def _depth(value: bytes) -> int:
+    """How deeply the JSON is nested; brackets inside of text do not count."""
+    if value.count(b"{") + value.count(b"[") <= MAX_DEPTH:
+        return 0
+    depth = deepest = 0
+    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', value, re.DOTALL):
+        if token.group() in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token.group() in b"]}":
+            depth -= 1
+    return deepest

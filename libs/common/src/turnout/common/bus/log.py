@@ -1,0 +1,439 @@
+"""The embedded bus on disk: an append-only log in one SQLite file. Synchronous; `EmbeddedBus` drives it.
+
+A record lies at `position`, its partition's number in the upper bits and its offset in the lower 40: one table,
+appended to in order, read by a range. Offsets grow by one and are never used twice, also when records are gone.
+
+A group's claim on a partition has an `epoch` that grows with each new holder: who was thought dead and comes back
+holds an old epoch and is refused. Leases count in the machine's monotonic time, which a wrong clock cannot move.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from turnout.common.bus.port import Received, Record
+from turnout.common.errors import Unavailable
+from turnout.common.events import REGISTRY
+
+FORMAT = 1
+OFFSET_BITS = 40
+FOREIGN_PARTITIONS = 4
+FOREIGN_RETENTION = timedelta(days=30)
+# A superseded record of a compacted topic stays this long, for groups that are behind.
+COMPACTION_LAG = timedelta(days=1)
+LEASE_SECONDS = 6.0
+BATCH_RECORDS = 500
+BATCH_BYTES = 8 * 1024 * 1024
+# Rows in one INSERT: each statement lets go of the interpreter lock once, so few long ones beat many short ones.
+INSERT_ROWS = 100
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS partitions (
+    id INTEGER PRIMARY KEY, topic TEXT NOT NULL, number INTEGER NOT NULL, next INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (topic, number)
+);
+CREATE TABLE IF NOT EXISTS records (
+    position INTEGER PRIMARY KEY, timestamp INTEGER NOT NULL, key BLOB, value BLOB, headers BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS offsets (
+    name TEXT NOT NULL, partition INTEGER NOT NULL, next INTEGER NOT NULL DEFAULT 0,
+    holder TEXT, epoch INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (name, partition)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS members (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, topics BLOB NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
+    until REAL NOT NULL
+) WITHOUT ROWID;
+"""
+_COLUMNS = "(position, timestamp, key, value, headers)"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right of a member to read a partition for its group; `offset` is where the group stands."""
+
+    partition: int
+    topic: str
+    number: int
+    epoch: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A topic's partition: its id in the file, and the offset that the next record gets."""
+
+    id: int
+    topic: str
+    number: int
+    next: int
+
+
+class Fenced(Exception):  # noqa: N818 (not an error: the bus says it in its own words)
+    """The member no longer holds the partition."""
+
+
+def host() -> str:
+    """This machine (or container): where a process id means something."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}"
+
+
+class Log:
+    """One connection to the file; used by one thread at a time. Raises `Unavailable` when SQLite cannot go on."""
+
+    def __init__(self, folder: Path, *, synchronous: str = "FULL") -> None:
+        self.path = folder / "bus.sqlite"
+        with self._reported():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                self.path, timeout=10, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
+            self._db.executescript(
+                f"PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};"
+                "PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-16384; PRAGMA secure_delete=FAST;"
+            )
+            with self._transaction():
+                self._prepare()
+        self._partitions: dict[str, tuple[int, ...]] = {}
+        self._turn = 0
+
+    def _prepare(self) -> None:
+        found = self._one("PRAGMA user_version")
+        if found > FORMAT:
+            raise Unavailable(str(self.path), f"it has format {found}, this version of Turnout reads up to {FORMAT}")
+        for statement in _SCHEMA.split(";"):
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version={FORMAT}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """What happens inside is one commit, or nothing."""
+        with self._reported(), self._transaction():
+            yield
+
+    @contextmanager
+    def reading(self) -> Generator[None]:
+        """What is read inside is one snapshot."""
+        with self._reported():
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("COMMIT")
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            # After a full disk SQLite has rolled back already.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _reported(self) -> Generator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise Unavailable(f"the bus at {self.path}", str(error)) from error
+
+    # --- what is there ------------------------------------------------------------------------------------------
+
+    def data_version(self) -> int:
+        """Changes when another connection, of this process or another, has committed."""
+        return self._one("PRAGMA data_version")
+
+    def partitions(self, topics: Iterable[str] | None = None) -> list[Partition]:
+        """Every partition, or those of `topics` that exist."""
+        rows = self._db.execute("SELECT id, topic, number, next FROM partitions ORDER BY topic, number")
+        wanted = None if topics is None else set(topics)
+        return [Partition(*row) for row in rows.fetchall() if wanted is None or row[1] in wanted]
+
+    def read(
+        self, partition: Partition | Claim, start: int, *, end: int | None = None, compact: bool = False
+    ) -> tuple[list[Received], int]:
+        """Records from offset `start` (before `end`), at most a batch of them, and the offset to go on from.
+
+        `compact`: only each key's newest in the partition, and no tombstones.
+        """
+        ident = partition.partition if isinstance(partition, Claim) else partition.id
+        base = ident << OFFSET_BITS
+        last = end if end is not None else (1 << OFFSET_BITS)
+        where = "position >= ? AND position < ?"
+        if compact:
+            newest = f"SELECT max(position) FROM records WHERE position >= {base} AND position < ? GROUP BY key"
+            where += f" AND value IS NOT NULL AND (key IS NULL OR position IN ({newest}))"
+        rows = self._db.execute(
+            f"SELECT position, timestamp, key, value, headers FROM records WHERE {where} ORDER BY position LIMIT ?",  # noqa: S608
+            (base + start, base + last, *([base + last] if compact else []), BATCH_RECORDS),
+        )
+        found: list[Received] = []
+        size = 0
+        full = False
+        try:
+            for position, timestamp, key, value, headers in rows:
+                if found and size > BATCH_BYTES:
+                    full = True
+                    break
+                record = Record(partition.topic, key, value, unpack_headers(headers))
+                found.append(Received(record, partition.number, position - base, from_micros(timestamp)))
+                size += len(value or b"") + len(headers)
+        finally:
+            rows.close()
+        full = full or len(found) == BATCH_RECORDS
+        if found and (full or end is None):
+            return found, found[-1].offset + 1
+        return found, last if end is not None else start
+
+    def lag(self, group: str) -> dict[str, int]:
+        """How many offsets of each topic lie before the group."""
+        rows = self._db.execute(
+            "SELECT topic, sum(p.next - max(o.next, coalesce("
+            "  (SELECT min(position) FROM records WHERE position >= p.id << 40 AND position < (p.id + 1) << 40)"
+            "  - (p.id << 40), p.next)))"
+            " FROM offsets o JOIN partitions p ON p.id = o.partition WHERE o.name = ? GROUP BY topic",
+            (group,),
+        )
+        return {topic: max(0, behind) for topic, behind in rows.fetchall()}
+
+    # --- append -------------------------------------------------------------------------------------------------
+
+    def append(self, records: Sequence[Record], now: datetime) -> dict[int, int]:
+        """Append in order, inside a transaction; the partitions that grew, each with its next offset."""
+        by_partition: dict[int, list[Record]] = defaultdict(list)
+        for record in records:
+            by_partition[self._place(record)].append(record)
+        moment = to_micros(now)
+        return {partition: self._append(partition, placed, moment) for partition, placed in by_partition.items()}
+
+    def _append(self, partition: int, records: Sequence[Record], moment: int) -> int:
+        start: int = self._one("SELECT next FROM partitions WHERE id = ?", partition)
+        position = (partition << OFFSET_BITS) + start
+        for first in range(0, len(records), INSERT_ROWS):
+            rows = records[first : first + INSERT_ROWS]
+            values: list[Any] = []
+            for record in rows:
+                values += (position, moment, record.key, record.value, pack_headers(record.headers))
+                position += 1
+            self._db.execute(f"INSERT INTO records {_COLUMNS} VALUES " + ",".join(["(?,?,?,?,?)"] * len(rows)), values)  # noqa: S608
+        self._db.execute("UPDATE partitions SET next = ? WHERE id = ?", (start + len(records), partition))
+        return start + len(records)
+
+    def _place(self, record: Record) -> int:
+        partitions = self._partitions.get(record.topic) or self.make_topic(record.topic)
+        if record.key is None:
+            self._turn += 1
+            return partitions[self._turn % len(partitions)]
+        return partitions[zlib.crc32(record.key) % len(partitions)]
+
+    def make_topic(self, topic: str) -> tuple[int, ...]:
+        """The topic's partitions, made if they are not there; inside a transaction."""
+        ids = self._topic_ids(topic)
+        if not ids:
+            count = REGISTRY[topic].partitions if topic in REGISTRY else FOREIGN_PARTITIONS
+            self._db.executemany(
+                "INSERT INTO partitions (topic, number) VALUES (?, ?)", [(topic, n) for n in range(count)]
+            )
+            # Not remembered: this transaction may yet be rolled back.
+            return self._topic_ids(topic)
+        self._partitions[topic] = ids
+        return ids
+
+    def _topic_ids(self, topic: str) -> tuple[int, ...]:
+        rows = self._db.execute("SELECT id FROM partitions WHERE topic = ? ORDER BY number", (topic,))
+        return tuple(row[0] for row in rows.fetchall())
+
+    # --- groups -------------------------------------------------------------------------------------------------
+
+    def join(self, member: str, group: str, topics: Sequence[str]) -> None:
+        """Become a member of a group; its offsets start at the first record. Inside a transaction."""
+        for topic in topics:
+            for partition in self.make_topic(topic):
+                self._db.execute("INSERT OR IGNORE INTO offsets (name, partition) VALUES (?, ?)", (group, partition))
+        self._db.execute(
+            "INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?, ?)",
+            (member, group, orjson.dumps(list(topics)), host(), os.getpid(), time.monotonic() + LEASE_SECONDS),
+        )
+
+    def leave(self, member: str) -> None:
+        """Give up membership and every partition. Inside a transaction."""
+        self._db.execute("DELETE FROM members WHERE id = ?", (member,))
+        self._db.execute("UPDATE offsets SET holder = NULL, epoch = epoch + 1 WHERE holder = ?", (member,))
+
+    def renew(self, members: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+        """Renew leases; a member that was taken for dead joins again. Inside a transaction."""
+        until = time.monotonic() + LEASE_SECONDS
+        for member, (group, topics) in members.items():
+            if not self._db.execute("UPDATE members SET until = ? WHERE id = ?", (until, member)).rowcount:
+                self.join(member, group, topics)
+
+    def members(self) -> list[tuple[str, str, tuple[str, ...], bool]]:
+        """Every member: id, group, topics, and whether it is alive."""
+        rows = self._db.execute("SELECT id, name, topics, host, pid, until FROM members ORDER BY id").fetchall()
+        here, now = host(), time.monotonic()
+        return [
+            (ident, name, tuple(orjson.loads(topics)), _alive(where == here, pid, until, now))
+            for ident, name, topics, where, pid, until in rows
+        ]
+
+    def bury(self) -> None:
+        """Remove members that are dead and free their partitions. Inside a transaction."""
+        for member, _, _, alive in self.members():
+            if not alive:
+                self.leave(member)
+
+    def holders(self, group: str) -> dict[int, tuple[str | None, int]]:
+        """Who holds each partition of a group, and at which epoch."""
+        rows = self._db.execute("SELECT partition, holder, epoch FROM offsets WHERE name = ?", (group,))
+        return {partition: (holder, epoch) for partition, holder, epoch in rows.fetchall()}
+
+    def claim(self, member: str, group: str, partitions: Iterable[Partition]) -> list[Claim]:
+        """Take those of `partitions` that nobody holds. Inside a transaction."""
+        taken: list[Claim] = []
+        for partition in partitions:
+            row = self._db.execute(
+                "UPDATE offsets SET holder = ?, epoch = epoch + 1 WHERE name = ? AND partition = ? AND holder IS NULL"
+                " RETURNING epoch, next",
+                (member, group, partition.id),
+            ).fetchone()
+            if row is not None:
+                taken.append(Claim(partition.id, partition.topic, partition.number, *row))
+        return taken
+
+    def release(self, group: str, claim: Claim) -> None:
+        """Give a partition up. Inside a transaction."""
+        self._db.execute(
+            "UPDATE offsets SET holder = NULL, epoch = epoch + 1 WHERE name = ? AND partition = ? AND epoch = ?",
+            (group, claim.partition, claim.epoch),
+        )
+
+    def move(self, group: str, claim: Claim, offset: int) -> None:
+        """Set the group's offset. Inside a transaction. Raises `Fenced` if the claim is no longer held."""
+        found = self._db.execute(
+            "UPDATE offsets SET next = max(next, ?) WHERE name = ? AND partition = ? AND epoch = ? AND holder IS NOT NULL",
+            (offset, group, claim.partition, claim.epoch),
+        )
+        if not found.rowcount:
+            raise Fenced
+
+    def held(self, group: str, claim: Claim) -> None:
+        """Raise `Fenced` if the claim is no longer held. Inside a transaction."""
+        if self.holders(group).get(claim.partition, (None, -1))[1] != claim.epoch:
+            raise Fenced
+
+    # --- removal ------------------------------------------------------------------------------------------------
+
+    def purge(self, now: datetime) -> int:
+        """Remove what is past its topic's retention, and what compaction makes superfluous. Inside a transaction."""
+        gone = 0
+        for partition in self.partitions():
+            kind = REGISTRY.get(partition.topic)
+            base, end = partition.id << OFFSET_BITS, (partition.id + 1) << OFFSET_BITS
+            retention = kind.retention if kind else FOREIGN_RETENTION
+            if retention is not None:
+                gone += self._delete("position < ?", base, end, self._first_since(base, end, now - retention))
+            if kind is not None and kind.compacted:
+                newest = "SELECT max(position) FROM records WHERE position >= ? AND position < ? GROUP BY key"
+                old = f"timestamp < ? AND key IS NOT NULL AND (value IS NULL OR position NOT IN ({newest}))"
+                gone += self._delete(old, base, end, to_micros(now - COMPACTION_LAG), base, end)
+        return gone
+
+    def erase(self, topic: str, key: bytes) -> int:
+        """Remove every record with `key`. Inside a transaction; `forget_pages` afterwards."""
+        self._db.execute("PRAGMA secure_delete=ON")
+        gone = sum(
+            self._delete("key = ?", p.id << OFFSET_BITS, (p.id + 1) << OFFSET_BITS, key)
+            for p in self.partitions([topic])
+        )
+        self._db.execute("PRAGMA secure_delete=FAST")
+        return gone
+
+    def _first_since(self, base: int, end: int, moment: datetime) -> int:
+        row = self._db.execute(
+            "SELECT position FROM records WHERE position >= ? AND position < ? AND timestamp >= ? ORDER BY position LIMIT 1",
+            (base, end, to_micros(moment)),
+        ).fetchone()
+        return end if row is None else row[0]
+
+    def forget_pages(self) -> None:
+        """Give free pages back and empty the write-ahead log, so that what was removed is nowhere on disk."""
+        with self._reported():
+            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _delete(self, condition: str, base: int, end: int, *values: object) -> int:
+        statement = f"DELETE FROM records WHERE position >= ? AND position < ? AND {condition}"  # noqa: S608
+        return self._db.execute(statement, (base, end, *values)).rowcount
+
+    def _one(self, statement: str, *values: object) -> int:
+        return self._db.execute(statement, values).fetchone()[0]
+
+
+def pack_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:
+    """Headers as JSON; latin-1 carries any byte there and back."""
+    return orjson.dumps([(name, value.decode("latin-1")) for name, value in headers])
+
+
+def unpack_headers(packed: bytes) -> tuple[tuple[str, bytes], ...]:
+    """What `pack_headers` packed."""
+    return tuple((name, value.encode("latin-1")) for name, value in orjson.loads(packed))
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_micros(micros: int) -> datetime:
+    """The moment, in UTC."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _alive(same_host: bool, pid: int, until: float, now: float) -> bool:
+    # A lease that ends later than any lease can was given before the machine was started again.
+    if not now < until <= now + LEASE_SECONDS:
+        return False
+    return not same_host or _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1")
+    except OSError:
+        return True
+    # A killed process that its parent has not waited for is in state Z; the name before it may hold brackets.
+    return status.rpartition(")")[2].split()[0] not in {"Z", "X"}

@@ -1,0 +1,107 @@
+"""What a process knows of itself: what it waits for, and whether it still makes progress."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from turnout.common.runtime.service import Service
+
+log = structlog.get_logger()
+
+# EX_SOFTWARE of sysexits.h: the supervisor starts the process again.
+EXIT_STUCK = 70
+_CHECK_SECONDS = 1.0
+
+
+class Health:
+    """Readiness of one service: empty `waiting_for` means ready."""
+
+    def __init__(self, service: Service, conditions: Sequence[tuple[str, Callable[[], bool]]] = ()) -> None:
+        self._service = service
+        self._conditions = conditions
+        self._troubles: dict[str, str] = {}
+        self.started = False
+
+    def trouble(self, what: str, why: str) -> None:
+        """Something is not available to `what`."""
+        self._troubles[what] = why
+
+    def well(self, what: str) -> None:
+        """`what` goes on."""
+        self._troubles.pop(what, None)
+
+    def waiting_for(self) -> list[str]:
+        """Sentences, one for each thing that is missing."""
+        missing = [] if self.started else ["the service to start"]
+        missing += [name for name, there in self._conditions if not there()]
+        missing += [f"{what}: {why}" for what, why in self._troubles.items()]
+        return missing + list(self._service.waiting_for())
+
+
+class Progress:
+    """Who is at work and when they last moved; what stands still for `patience` seconds is stuck."""
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self._beats: dict[str, float] = {}
+
+    def beat(self, what: str) -> None:
+        """`what` is at work and has just moved."""
+        self._beats[what] = time.monotonic()
+
+    def rest(self, what: str) -> None:
+        """`what` has nothing to do."""
+        self._beats.pop(what, None)
+
+    def forgive(self) -> None:
+        """Begin to count anew: the whole process was stopped for a while."""
+        now = time.monotonic()
+        self._beats = dict.fromkeys(self._beats, now)
+
+    def stuck(self) -> dict[str, float]:
+        """Who has not moved for longer than `patience`, and for how long."""
+        now = time.monotonic()
+        return {what: now - at for what, at in list(self._beats.items()) if now - at > self.patience}
+
+
+class Watchdog:
+    """A thread that ends the process when something in it is stuck, so that its supervisor starts it again."""
+
+    def __init__(self, progress: Progress, give_up: Callable[[dict[str, float]], None] | None = None) -> None:
+        self._progress = progress
+        self._give_up = give_up or _exit
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        while not self._stop.wait(_CHECK_SECONDS):
+            now = time.monotonic()
+            if now - looked > 5 * _CHECK_SECONDS:
+                self._progress.forgive()
+            looked = now
+            if stuck := self._progress.stuck():
+                self._give_up(stuck)
+                return
+
+
+def _exit(stuck: dict[str, float]) -> None:
+    for what, seconds in stuck.items():
+        log.critical("no progress, the process ends", stuck=what, seconds=round(seconds, 1))
+    faulthandler.dump_traceback(sys.stderr, all_threads=True)
+    os._exit(EXIT_STUCK)

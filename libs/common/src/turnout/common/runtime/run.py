@@ -1,0 +1,253 @@
+"""Run services in this process: their reactions, jobs, background work and routes, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import structlog
+import uvicorn
+
+from turnout.common import telemetry
+from turnout.common.errors import Invalid, Unavailable
+from turnout.common.runtime.consuming import Consumer, Recorder, Worker
+from turnout.common.runtime.environment import Environment
+from turnout.common.runtime.handling import Handling, pause
+from turnout.common.runtime.health import Health, Progress, Watchdog
+from turnout.common.runtime.service import Reaction, Service
+from turnout.common.runtime.web import lifespans, site
+
+log = structlog.get_logger()
+
+PATIENCE = 30.0
+# Of the ten seconds that a supervisor waits after SIGTERM.
+GRACE_SECONDS = 5.0
+MAINTENANCE_SECONDS = 3600.0
+LEFTOVERS = timedelta(days=1)
+ROOT = "scoring"
+
+
+@dataclass
+class Running:
+    """The tasks of services that run; made by `start`."""
+
+    environment: Environment
+    services: dict[str, Service]
+    health: dict[str, Health]
+    progress: Progress
+    loops: list[Consumer | Worker] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def measure(self) -> None:
+        """Set the gauges that say what is left to do."""
+        bus, jobs = self.environment.bus, self.environment.jobs
+        for service in self.services.values():
+            for reaction in service.reactions:
+                group = f"{service.name}.{reaction.name}"
+                with contextlib.suppress(Unavailable):
+                    for topic, behind in (await bus.lag(group)).items():
+                        telemetry.CONSUMER_LAG.labels(topic, group).set(behind)
+                    if reaction.long:
+                        telemetry.JOBS_WAITING.labels(group).set(await jobs.waiting(group))
+
+    async def stop(self) -> None:
+        """Take nothing more, let what is being handled end within the grace, give the rest back."""
+        for loop in self.loops:
+            loop.stop()
+        background = [task for task in self.tasks if task.get_name() == "background"]
+        for task in background:
+            task.cancel()
+        if self.tasks:
+            _, left = await asyncio.wait(self.tasks, timeout=GRACE_SECONDS)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        for service in self.services.values():
+            if service.close is not None:
+                await service.close()
+
+
+def start(environment: Environment, services: Sequence[Service], *, patience: float = PATIENCE) -> Running:
+    """Start the reactions, jobs and background work of `services` on the running loop."""
+    running = Running(environment, {s.name: s for s in services}, {}, Progress(patience))
+    views = (
+        ("the pipelines to be read", lambda: environment.pipelines.ready),
+        ("the routing tables to be read", lambda: environment.routes.ready),
+    )
+    for service in services:
+        health = running.health[service.name] = Health(service, views)
+        for reaction in service.reactions:
+            _start_reaction(running, service, reaction, health)
+        for work in service.background:
+            _background(running, f"{service.name} {getattr(work, '__name__', 'background')}", work, health)
+    for name, follow in (("pipelines", environment.pipelines.follow), ("routes", environment.routes.follow)):
+        for health in running.health.values():
+            _background(running, name, follow, health)
+            break
+    _background(running, "maintenance", lambda: _maintain(environment), None)
+    return running
+
+
+async def serve(
+    environment: Environment,
+    services: Sequence[Service],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    patience: float = PATIENCE,
+    watchdog: bool = True,
+    stop: asyncio.Event | None = None,
+    started: Callable[[str], Awaitable[None]] | None = None,
+) -> None:
+    """Run `services` behind one port until SIGTERM, SIGINT or `stop`; `started` gets the URL once it answers.
+
+    Port 0 takes a free one. Raises `Invalid` if the port is taken.
+    """
+    stop = stop or asyncio.Event()
+    telemetry.describe_build()
+    with _listening(host, port) as listener, _signals(stop):
+        running = start(environment, services, patience=patience)
+        guard = Watchdog(running.progress)
+        if watchdog:
+            guard.start()
+            _background(running, "loop", lambda: _beat(running.progress), None)
+        app = site(running.services, running.health, ROOT, running.measure)
+        config = uvicorn.Config(
+            app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+            timeout_graceful_shutdown=int(GRACE_SECONDS), timeout_keep_alive=10,
+        )  # fmt: skip
+        server = _Server(config)
+        async with lifespans(running.services):
+            web = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                while not server.started and not web.done():
+                    await asyncio.sleep(0.005)
+                for health in running.health.values():
+                    health.started = True
+                url = f"http://{host}:{listener.getsockname()[1]}"
+                log.info("serving", url=url, services=sorted(running.services))
+                if started is not None:
+                    await started(url)
+                await _first(web, stop)
+            finally:
+                log.info("stopping")
+                server.should_exit = True
+                await asyncio.gather(web, return_exceptions=True)
+                await running.stop()
+                guard.stop()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Signals are `serve`'s: the web server is only one of the things to stop."""
+        yield
+
+
+async def _first(web: asyncio.Task[None], stop: asyncio.Event) -> None:
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait({web, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Generator[socket.socket]:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Invalid("port", f"cannot listen at {host}:{port} ({error.strerror})", fix="take another --port") from None
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Generator[None]:
+    loop = asyncio.get_running_loop()
+    names = (signal.SIGTERM, signal.SIGINT)
+    try:
+        for name in names:
+            loop.add_signal_handler(name, stop.set)
+    except (RuntimeError, ValueError, NotImplementedError):  # not the main thread: somebody else stops us
+        yield
+        return
+    try:
+        yield
+    finally:
+        for name in names:
+            loop.remove_signal_handler(name)
+
+
+def _start_reaction(running: Running, service: Service, reaction: Reaction, health: Health) -> None:
+    environment, bus = running.environment, running.environment.bus
+    handling = Handling(service.name, reaction, health, running.progress, environment.now)
+    if not reaction.long:
+        loops: list[Consumer | Worker] = [Consumer(bus, handling, health, running.progress)]
+    else:
+        recorded = asyncio.Event()
+        jobs = environment.jobs
+        loops = [
+            Recorder(bus, handling, health, running.progress, jobs, recorded),
+            Worker(bus, handling, health, running.progress, jobs, environment.now, recorded),
+        ]
+    for loop in loops:
+        running.loops.append(loop)
+        running.tasks.append(asyncio.create_task(_kept_alive(handling.group, loop.run, health), name="reaction"))
+
+
+def _background(running: Running, name: str, work: Callable[[], Awaitable[None]], health: Health | None) -> None:
+    running.tasks.append(asyncio.create_task(_kept_alive(name, work, health), name="background"))
+
+
+async def _kept_alive(name: str, work: Callable[[], Awaitable[None]], health: Health | None) -> None:
+    """Start `work` again when it fails: with a warning if something was not available, loudly if it is a bug."""
+    failures = 0
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 (one loop's bug must not end the others)
+            failures += 1
+            if _only_unavailable(error):
+                log.warning("not available, trying again", what=name, error=str(error))
+            else:
+                log.error("a loop failed, it starts again", what=name, exc_info=error)
+            if health is not None:
+                health.trouble(name, str(error))
+            await asyncio.sleep(pause(failures))
+            if health is not None:
+                health.well(name)
+        else:
+            return
+
+
+def _only_unavailable(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_only_unavailable(e) for e in error.exceptions)
+    return isinstance(error, Unavailable)
+
+
+async def _beat(progress: Progress) -> None:
+    """The event loop's own sign of life."""
+    while True:
+        progress.beat("event loop")
+        await asyncio.sleep(1)
+
+
+async def _maintain(environment: Environment) -> None:
+    """Remove what is past its retention, every hour."""
+    while True:
+        await asyncio.sleep(MAINTENANCE_SECONDS)
+        now = environment.now()
+        gone = {"records": await environment.bus.purge(now), "jobs": await environment.jobs.purge(now)}
+        if "lake" in environment.__dict__:
+            gone["files"] = await asyncio.to_thread(environment.lake.sweep, now - LEFTOVERS)
+        log.info("removed what is past its retention", **gone)
