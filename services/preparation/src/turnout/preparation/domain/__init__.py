@@ -1,0 +1,1 @@
+"""What a feature is: pure functions over Arrow columns and numpy arrays."""
