@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
 from turnout.common.ids import caused_event_id, new_event_id
 from turnout.common.pipeline import PipelineFile
@@ -542,9 +542,9 @@ class ScoreProduced(Event):
     reason: str | None = None
     attempts: tuple[Attempt, ...] = ()
     values: Values
-    value: float | str
-    probabilities: Mapping[str, float] = Field(default_factory=dict)
-    milliseconds: float
+    value: FiniteFloat | str
+    probabilities: Mapping[str, FiniteFloat] = Field(default_factory=dict)
+    milliseconds: FiniteFloat
 
     @property
     def key(self) -> str:
@@ -580,7 +580,7 @@ class OutcomeObserved(Event):
     writers = ("anybody", "scoring")
 
     score_id: Name
-    outcome: float | int | str | bool
+    outcome: FiniteFloat | int | str | bool
     observed_at: AwareDatetime
 
     @property
