@@ -72,6 +72,7 @@ def release() -> str:
     except PackageNotFoundError:
         return "unknown"
 
+
 # --- scoring -------------------------------------------------------------------------------------------------------
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5)
@@ -109,3 +110,30 @@ ROUTER_ACTIVE = Gauge(
     ["model_name", "role", "model_version"],
 )
 OUTBOX_WAITING = Gauge("turnout_outbox_waiting_records", "Events made durable here and not yet on the bus.")
+
+# --- monitoring: what came true, what was decided ------------------------------------------------------------------
+
+OUTCOMES = Counter(
+    "turnout_outcomes_total",
+    "Outcomes, by what they were: joined, duplicate, corrected, unmatched (no such score yet), unreadable.",
+    ["result"],
+)
+OUTCOME_DELAY_SECONDS = Histogram(
+    "turnout_outcome_delay_seconds",
+    "Time from a score until its first outcome came.",
+    buckets=(1, 60, 3600, 86_400, 7 * 86_400, 30 * 86_400),
+)
+MODEL_QUALITY = Gauge(
+    "turnout_model_quality_ratio",
+    "A version's metric over its newest scores whose outcome is known.",
+    ["model_name", "model_version", "metric"],
+)
+VERSION_LATENCY = Gauge(
+    "turnout_version_latency_seconds",
+    "Quantiles of a champion's runs over all routers and all scores that are kept.",
+    ["model_name", "model_version", "quantile"],
+)
+ROUTING_CHANGES = Counter("turnout_routing_changes_total", "New routing tables.", ["model_name"])
+MODEL_DEGRADED = Counter(
+    "turnout_model_degraded_total", "Verdicts that a version is too slow or too wrong.", ["model_name", "signal"]
+)

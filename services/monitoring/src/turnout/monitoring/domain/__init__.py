@@ -1,0 +1,1 @@
+"""What monitoring decides, on plain data: no clock, no store, no bus."""

@@ -1,0 +1,311 @@
+"""Many scores of one version as one small value that can be merged with another: the seam for scale.
+
+`merge` is associative and commutative, so a summary of a day is the merge of its seconds, whoever made them.
+A summary's size does not depend on how many scores are in it: about 20 kB at most for latency and for each
+numeric prediction, and one counter per bin of the training profile.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddsketch.ddsketch import BaseDDSketch
+from ddsketch.mapping import LogarithmicMapping
+from ddsketch.store import CollapsingLowestDenseStore
+
+from turnout.common.errors import Invalid
+from turnout.common.events import Attempt, Column, ColumnProfile, ScoreProduced
+from turnout.common.values import Cell, Kind, cell
+
+RELATIVE_ACCURACY = 0.01
+# Bins of a sketch before the smallest values share one; 1 % accuracy from 1 µs to 1 hour takes 1,100.
+BIN_LIMIT = 2048
+# Different predicted values counted one by one; more of them and the rest is `other`.
+MAX_CLASSES = 200
+OTHER = "(other)"
+# Who answers without a version of its own: what it says is no evidence of a version.
+VERSIONLESS = ("cache", "baseline")
+
+
+class Quantiles:
+    """Count, least, greatest and any quantile within 1 % of its value (DDSketch; Masson, Rim, Lee, VLDB 2019)."""
+
+    __slots__ = ("_negative", "_positive", "_sketch", "greatest", "least")
+
+    def __init__(self, positive: Mapping[int, int] | None = None, zeros: int = 0) -> None:
+        self._positive = _store(positive or {})
+        self._negative = _store({})
+        self._sketch = _sketch(self._positive, self._negative, zeros)
+        self.least: float | None = None
+        self.greatest: float | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Quantiles) and self.to_json() == other.to_json()
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # it changes
+
+    @property
+    def count(self) -> int:
+        """How many values."""
+        return round(self._sketch.count)
+
+    def add(self, value: float) -> None:
+        """Take a finite value in."""
+        self._sketch.add(value)
+        self._stretch(value, value)
+
+    def quantile(self, share: float) -> float | None:
+        """The value below which `share` (0 to 1) of the values lie; None when there are none."""
+        found = self._sketch.get_quantile_value(share)
+        if found is None or self.least is None or self.greatest is None:
+            return None
+        return min(max(float(found), self.least), self.greatest)
+
+    def merge(self, other: Quantiles) -> None:
+        """Take all of the other's values in."""
+        self._sketch.merge(other._sketch)
+        if other.least is not None and other.greatest is not None:
+            self._stretch(other.least, other.greatest)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `from_json`: bin numbers with their counts."""
+        positive, negative = _bins(self._positive), _bins(self._negative)
+        zeros = self.count - sum(positive.values()) - sum(negative.values())
+        return {
+            "positive": {str(key): count for key, count in positive.items()},
+            "negative": {str(key): count for key, count in negative.items()},
+            "zeros": zeros,
+            "least": self.least,
+            "greatest": self.greatest,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Quantiles:
+        """The sketch that `to_json` described."""
+        made = cls()
+        made._positive = _store({int(key): count for key, count in data["positive"].items()})
+        made._negative = _store({int(key): count for key, count in data["negative"].items()})
+        made._sketch = _sketch(made._positive, made._negative, data["zeros"])
+        made.least, made.greatest = data["least"], data["greatest"]
+        return made
+
+    def _stretch(self, least: float, greatest: float) -> None:
+        self.least = least if self.least is None else min(self.least, least)
+        self.greatest = greatest if self.greatest is None else max(self.greatest, greatest)
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """How training counted a raw column: between `edges`, or per category."""
+
+    kind: Kind
+    edges: tuple[float, ...] = ()
+    categories: tuple[str, ...] = ()
+
+    def of(self, value: Cell) -> int | None:
+        """Which bin holds the value: -1 one that training never saw, None if it is missing."""
+        try:
+            found = cell(value, self.kind, "")
+        except Invalid:
+            return -1
+        if found is None:
+            return None
+        if isinstance(found, str):
+            return self.categories.index(found) if found in self.categories else -1
+        at = found if isinstance(found, float | int) else found.timestamp()
+        # A value outside goes to the end bins, as in training; the last bin holds its upper edge.
+        return min(max(bisect_right(self.edges, at) - 1, 0), len(self.edges) - 2)
+
+
+# Raw column -> its bins.
+Shape = Mapping[str, Bins]
+
+
+def shape_of(inputs: Iterable[Column], profile: Iterable[ColumnProfile]) -> Shape:
+    """The bins of those raw inputs that have a histogram in the profile (`in:NAME` is the raw one, where it is)."""
+    profiles = {p.name: p for p in profile if p.histogram is not None}
+    shape: dict[str, Bins] = {}
+    for column in inputs:
+        found = profiles.get(f"in:{column.name}", profiles.get(column.name))
+        if found is None or found.histogram is None or found.kind != column.kind:
+            continue
+        histogram = found.histogram
+        if len(histogram.edges) >= 2 or histogram.categories:
+            shape[column.name] = Bins(column.kind, histogram.edges, histogram.categories)
+    return shape
+
+
+@dataclass(slots=True)
+class Counts:
+    """A live histogram on training's bins; `other` never occurred in training."""
+
+    counts: list[int]
+    other: int = 0
+    missing: int = 0
+
+    @classmethod
+    def on(cls, bins: Bins) -> Counts:
+        """Nothing counted yet."""
+        return cls([0] * (len(bins.categories) or len(bins.edges) - 1))
+
+    @property
+    def total(self) -> int:
+        """Values seen, missing ones too."""
+        return sum(self.counts) + self.other + self.missing
+
+    def add(self, at: int | None) -> None:
+        """Count what `Bins.of` said."""
+        match at:
+            case None:
+                self.missing += 1
+            case -1:
+                self.other += 1
+            case _:
+                self.counts[at] += 1
+
+    def merge(self, other: Counts) -> None:
+        """Add the other's counts. Bins must be the same: they belong to the version."""
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.other += other.other
+        self.missing += other.missing
+
+
+@dataclass(slots=True)
+class Summary:
+    """What is known of one version from its scores.
+
+    `served`: answers that were its own, by role. `attempts`: each time it was asked, by outcome. `fallbacks`: times
+    somebody else answered after it had been asked, by why. Times are milliseconds; `microseconds` is their sum.
+    """
+
+    served: Counter[str] = field(default_factory=Counter[str])
+    attempts: Counter[str] = field(default_factory=Counter[str])
+    fallbacks: Counter[str] = field(default_factory=Counter[str])
+    latency: Quantiles = field(default_factory=Quantiles)
+    microseconds: int = 0
+    features: dict[str, Counts] = field(default_factory=dict[str, Counts])
+    classes: Counter[str] = field(default_factory=Counter[str])
+    numbers: Quantiles = field(default_factory=Quantiles)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean milliseconds of its runs that ended."""
+        return self.microseconds / self.latency.count / 1000 if self.latency.count else None
+
+    def answered(self, score: ScoreProduced, shape: Shape) -> None:
+        """This version gave the answer."""
+        self.served[score.served_by] += 1
+        if score.served_by in VERSIONLESS:
+            return
+        if not any(a.version == score.version for a in score.attempts):
+            self.tried(Attempt(version=score.version, outcome="ok", milliseconds=score.milliseconds))
+        for name, bins in shape.items():
+            if name not in self.features:
+                self.features[name] = Counts.on(bins)
+            self.features[name].add(bins.of(score.values.get(name)))
+        if isinstance(score.value, str):
+            self._count_class(score.value, 1)
+        else:
+            self.numbers.add(float(score.value))
+
+    def tried(self, attempt: Attempt) -> None:
+        """This version was asked."""
+        self.attempts[attempt.outcome] += 1
+        if attempt.milliseconds is not None:
+            self.latency.add(attempt.milliseconds)
+            self.microseconds += round(attempt.milliseconds * 1000)
+
+    def merge(self, other: Summary) -> None:
+        """Take all of the other's scores in."""
+        self.served.update(other.served)
+        self.attempts.update(other.attempts)
+        self.fallbacks.update(other.fallbacks)
+        self.latency.merge(other.latency)
+        self.microseconds += other.microseconds
+        for name, counts in other.features.items():
+            if name in self.features:
+                self.features[name].merge(counts)
+            else:
+                self.features[name] = Counts(list(counts.counts), counts.other, counts.missing)
+        for name, count in other.classes.items():
+            self._count_class(name, count)
+        self.numbers.merge(other.numbers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `from_json`, to be sent or kept."""
+        return {
+            "served": dict(self.served),
+            "attempts": dict(self.attempts),
+            "fallbacks": dict(self.fallbacks),
+            "latency": self.latency.to_json(),
+            "microseconds": self.microseconds,
+            "features": {
+                name: {"counts": list(c.counts), "other": c.other, "missing": c.missing}
+                for name, c in self.features.items()
+            },
+            "classes": dict(self.classes),
+            "numbers": self.numbers.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Summary:
+        """The summary that `to_json` described."""
+        return cls(
+            served=Counter(data["served"]),
+            attempts=Counter(data["attempts"]),
+            fallbacks=Counter(data["fallbacks"]),
+            latency=Quantiles.from_json(data["latency"]),
+            microseconds=data["microseconds"],
+            features={name: Counts(**counts) for name, counts in data["features"].items()},
+            classes=Counter(data["classes"]),
+            numbers=Quantiles.from_json(data["numbers"]),
+        )
+
+    def _count_class(self, name: str, count: int) -> None:
+        known = name in self.classes or len(self.classes) < MAX_CLASSES
+        self.classes[name if known else OTHER] += count
+
+
+def summarise(scores: Iterable[ScoreProduced], shapes: Mapping[str, Shape]) -> dict[str, Summary]:
+    """A summary per version that was asked or answered; `shapes` per version, where training's bins are known."""
+    summaries: dict[str, Summary] = {}
+    for score in scores:
+        answering = summaries.setdefault(score.version, Summary())
+        answering.answered(score, shapes.get(score.version, {}))
+        for attempt in score.attempts:
+            asked = summaries.setdefault(attempt.version, Summary())
+            asked.tried(attempt)
+            if attempt.outcome != "ok" and (attempt.version != score.version or score.served_by in VERSIONLESS):
+                asked.fallbacks[attempt.outcome] += 1
+    return summaries
+
+
+def merge(into: dict[str, Summary], more: Mapping[str, Summary]) -> None:
+    """Merge summaries per version; `more` is not changed and not kept."""
+    for version, summary in more.items():
+        into.setdefault(version, Summary()).merge(summary)
+
+
+def _store(bins: Mapping[int, int]) -> Any:
+    store = CollapsingLowestDenseStore(BIN_LIMIT)
+    for key, count in bins.items():
+        store.add(key, float(count))
+    return store
+
+
+def _sketch(positive: Any, negative: Any, zeros: int) -> Any:
+    return BaseDDSketch(
+        mapping=LogarithmicMapping(RELATIVE_ACCURACY),
+        store=positive,
+        negative_store=negative,
+        zero_count=float(zeros),
+    )
+
+
+def _bins(store: Any) -> dict[int, int]:
+    counted = ((index + store.offset, round(count)) for index, count in enumerate(store.bins) if count)
+    return dict(counted)

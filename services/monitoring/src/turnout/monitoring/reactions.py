@@ -1,0 +1,600 @@
+"""What monitoring does when something happens: it keeps what was scored and what came true, and it alone routes.
+
+A decision is made, published and put into the audit trail under one lock per pipeline, in this order, so that two
+decisions never start from the same table. The runtime would publish what a reaction returns only after the lock is
+gone; therefore decisions are published here and the reactions return nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import structlog
+
+from turnout.common import telemetry
+from turnout.common.bus.port import Bus, Record, Topic
+from turnout.common.errors import Invalid, Unavailable, Unknown
+from turnout.common.events import (
+    EntityForgotten,
+    Event,
+    ModelDegraded,
+    ModelReady,
+    ObservationReceived,
+    OutcomeObserved,
+    PipelineDeclared,
+    PipelineRemoved,
+    RoutingChanged,
+    RoutingTable,
+    ScoreProduced,
+    ScoreRequested,
+    VersionEjected,
+    VersionRestored,
+)
+from turnout.common.history.port import Audit, HistoryStore, Joined, OutcomeKind
+from turnout.common.ids import caused_event_id, content_id
+from turnout.common.runtime.crash import crash_point
+from turnout.common.runtime.service import Clock
+from turnout.common.runtime.views import Pipelines, Routes
+from turnout.monitoring.domain import routing
+from turnout.monitoring.domain.progress import MILESTONES, Progress
+from turnout.monitoring.domain.routing import Decision
+from turnout.monitoring.domain.standing import REMOVED, Standing
+from turnout.monitoring.domain.verdict import OUTCOMES, Evidence, Signal
+
+E = TypeVar("E", bound=Event)
+T = TypeVar("T")
+
+SOURCE = "/monitoring"
+AUTOMATION = "monitoring"
+# Decisions of a pipeline that are read back at the start; far more than a year of daily deployments.
+TRAIL = 10_000
+# What the bus still holds of an entity goes at once; everything else goes by its own reaction.
+OF_ENTITIES: Sequence[Topic] = (ObservationReceived, ScoreProduced, ScoreRequested)
+DEAD = ".dead"
+
+log = structlog.get_logger()
+
+
+class Watch:
+    """The state of all pipelines, and the only writer of `RoutingChanged`.
+
+    A pipeline's state is built from the bus and the history store when it is first needed.
+    """
+
+    def __init__(self, *, bus: Bus, history: HistoryStore, pipelines: Pipelines, routes: Routes, now: Clock) -> None:
+        self._bus = bus
+        self._history = history
+        self._pipelines = pipelines
+        self._routes = routes
+        self._now = now
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._begun = False
+        self._beginning = asyncio.Lock()
+        self._standings: dict[str, Standing] = {}
+        self._versions: defaultdict[str, dict[str, ModelReady]] = defaultdict(dict)
+        self._removed: dict[str, datetime] = {}
+        self._forgotten: dict[tuple[str, str], datetime] = {}
+
+    # --- reactions ----------------------------------------------------------------------------------------------
+
+    async def versions(self, events: Sequence[Event]) -> Sequence[Event]:
+        """A version is ready, was refused, taken off or asked again by a router."""
+        await self._begin()
+        for event in events:
+            if self._is_over(event):
+                continue
+            async with self._locks[event.pipeline]:
+                standing = await self._standing(event.pipeline)
+                match event:
+                    case ModelReady():
+                        await self._ready(standing, event)
+                    case VersionEjected():
+                        await self._ejected(standing, event)
+                    case VersionRestored():
+                        await self._restored(standing, event)
+                    case _:
+                        continue
+        return ()
+
+    async def scored(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Scores: kept once, counted once, and the champion judged by them."""
+        await self._begin()
+        kept = [score for score in _of(events, ScoreProduced) if not self._is_over(score, score.entity)]
+        for pipeline, scores in _by_pipeline(kept).items():
+            async with self._locks[pipeline]:
+                standing = await self._standing(pipeline)
+                new = await self._history.add_scores(scores)
+                crash_point("monitoring.scores-kept")
+                # A batch of hundreds would hold the loop for milliseconds, and scoring may live on the same loop.
+                await asyncio.to_thread(standing.scored, new)
+                # Of all, not of the new ones: an outcome that overtook its score may have been missed in a crash.
+                await self._observe(standing, await self._history.joined_of(pipeline, [s.score_id for s in scores]))
+                _show_times(standing)
+                await self._judge(standing)
+        return ()
+
+    async def observed(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Outcomes: kept once, joined to their scores, and the champion judged by them."""
+        await self._begin()
+        kept = [outcome for outcome in _of(events, OutcomeObserved) if not self._is_over(outcome)]
+        for pipeline, outcomes in _by_pipeline(kept).items():
+            async with self._locks[pipeline]:
+                standing = await self._standing(pipeline)
+                kinds = await self._history.add_outcomes(outcomes)
+                crash_point("monitoring.outcomes-kept")
+                joined = await self._history.joined_of(pipeline, [o.score_id for o in outcomes])
+                _count(outcomes, kinds, joined)
+                await self._observe(standing, joined)
+                await self._judge(standing)
+        return ()
+
+    async def removed(self, events: Sequence[Event]) -> Sequence[Event]:
+        """A pipeline ended."""
+        for event in _of(events, PipelineRemoved):
+            async with self._locks[event.pipeline]:
+                await self._begin()
+                await self._history.remove(event.pipeline)
+                self._end(event)
+        return ()
+
+    async def forgotten(self, events: Sequence[Event]) -> Sequence[Event]:
+        """A person asked to be forgotten."""
+        for event in _of(events, EntityForgotten):
+            async with self._locks[event.pipeline]:
+                await self._begin()
+                self._forgotten[event.pipeline, event.entity] = event.time
+                await self._history.forget(event.pipeline, event.entity)
+        return ()
+
+    # --- what a person decides ----------------------------------------------------------------------------------
+
+    async def promote(self, pipeline: str, version: str, *, by: str, why: str = "") -> RoutingTable:
+        """The version answers from now on and is pinned. Raises `Unknown`."""
+
+        def decide(standing: Standing) -> Decision:
+            known = standing.versions.keys()
+            return routing.promote(standing.table, version, known=known, unfit=standing.unfit, last=standing.last_table)
+
+        return await self._command(pipeline, decide, by=by, why=why or f"{by} promoted version {version}")
+
+    async def rollback(self, pipeline: str, *, by: str, why: str = "") -> RoutingTable:
+        """The version before answers from now on and is pinned. Raises `Unknown`, `Invalid`."""
+        return await self._command(
+            pipeline,
+            lambda standing: routing.rollback(standing.table, pipeline),
+            by=by,
+            why=why or f"{by} went back to the version before",
+        )
+
+    async def unpin(self, pipeline: str, *, by: str, why: str = "") -> RoutingTable:
+        """Automation decides again. Raises `Unknown`, `Invalid`."""
+        return await self._command(
+            pipeline,
+            lambda standing: routing.unpin(standing.table, pipeline),
+            by=by,
+            why=why or f"{by} lets automation decide again",
+        )
+
+    async def remove(self, pipeline: str, *, by: str, why: str = "") -> PipelineRemoved:
+        """End a pipeline: every service removes what it keeps of it. Raises `Unknown`."""
+        async with self._locks[pipeline]:
+            await self._known(pipeline)
+            event = PipelineRemoved.first(source=SOURCE, at=self._now(), pipeline=pipeline, by=by)
+            key = pipeline.encode()
+            tombstones = [Record(topic.topic(), key, None) for topic in (RoutingChanged, PipelineDeclared)]
+            await self._bus.publish(event, *tombstones)
+            crash_point("monitoring.removal-published")
+            await self._history.add_audit(
+                Audit(event.id, event.time, pipeline, by, REMOVED, pipeline, why or f"{by} removed it", {})
+            )
+            # A service that starts later must not load what is gone.
+            await self._bus.erase(ModelReady, pipeline)
+            self._end(event)
+            return event
+
+    async def forget(self, pipeline: str, entity: str, *, by: str, why: str = "") -> EntityForgotten:
+        """Forget a person: every service removes what it keeps of the entity, the bus at once. Raises `Unknown`.
+
+        The audit trail names the entity by a hash: it stays longer than what it speaks of.
+        """
+        async with self._locks[pipeline]:
+            await self._known(pipeline)
+            event = EntityForgotten.first(source=SOURCE, at=self._now(), pipeline=pipeline, entity=entity, by=by)
+            await self._bus.publish(event)
+            crash_point("monitoring.forgetting-published")
+            self._forgotten[pipeline, entity] = event.time
+            for topic in OF_ENTITIES:
+                await self._bus.erase(topic, entity)
+                await self._bus.erase(f"{_name(topic)}{DEAD}", entity)
+            subject = content_id("entity", pipeline, entity)
+            await self._history.add_audit(
+                Audit(event.id, event.time, pipeline, by, "forgotten", subject, why or f"{by} asked for it", {})
+            )
+            return event
+
+    # --- what is asked ------------------------------------------------------------------------------------------
+
+    async def names(self) -> list[str]:
+        """Every pipeline that is declared, or has a version."""
+        await self._begin()
+        with_versions = (name for name, versions in self._versions.items() if versions)
+        return sorted({*self._pipelines.names(), *with_versions, *self._standings})
+
+    async def ask(self, pipeline: str, question: Callable[[Standing], T]) -> T:
+        """What `question` says of the pipeline's state, while nothing changes it. Raises `Unknown`."""
+        async with self._locks[pipeline]:
+            return question(await self._known(pipeline))
+
+    # --- how a decision is carried out --------------------------------------------------------------------------
+
+    async def _ready(self, standing: Standing, ready: ModelReady) -> None:
+        self._versions[ready.pipeline][ready.version] = ready
+        standing.know(ready)
+        if await self._was_decided(standing, ready):
+            return
+        automatic = standing.file is None or standing.file.deployment.approval == "automatic"
+        decision = routing.deploy(
+            standing.table, ready.version, automatic=automatic, unfit=standing.unfit, last=standing.last_table
+        )
+        await self._carry_out(standing, decision, cause=ready, subject=ready.version)
+
+    async def _ejected(self, standing: Standing, event: VersionEjected) -> None:
+        stats = event.stats.model_dump(mode="json") if event.stats else {}
+        action = "ejected" if event.admitted else "refused"
+        await self._audit(
+            standing, _entry(event, action, event.version, event.why, who=event.router, detail={"stats": stats})
+        )
+        if event.admitted or standing.table is None or await self._was_decided(standing, event, recorded=False):
+            return
+        why = f"version {event.version} was not admitted by {event.router}: {event.why}"
+        decision = routing.switch_back(standing.table, event.version, why, unfit=standing.unfit)
+        if decision.table is not None:
+            await self._carry_out(standing, decision, cause=event, subject=event.version)
+
+    async def _restored(self, standing: Standing, event: VersionRestored) -> None:
+        standing.restored(event.version)
+        await self._audit(standing, _entry(event, "restored", event.version, event.why, who=event.router))
+
+    async def _observe(self, standing: Standing, joined: Sequence[Joined]) -> None:
+        if not joined:
+            return
+        unreadable = standing.observed(joined)
+        if unreadable:
+            telemetry.OUTCOMES.labels("unreadable").inc(unreadable)
+        for version in {pair.score.version for pair in joined}:
+            quality, reference = standing.qualities.get(version), standing.reference(version)
+            if quality is not None and reference is not None:
+                live = reference.live(list(quality.losses.values()))
+                telemetry.MODEL_QUALITY.labels(standing.pipeline, version, reference.metric).set(live)
+
+    async def _judge(self, standing: Standing) -> None:
+        for signal in standing.recovered():
+            await self._recover(standing, signal)
+        for evidence in standing.verdicts():
+            before = standing.routing
+            await self._degrade(standing, evidence)
+            if standing.routing is not before:
+                return
+
+    async def _degrade(self, standing: Standing, evidence: Evidence) -> None:
+        """Say that the champion is degraded and switch back, in one publication."""
+        assert standing.routing is not None
+        table = standing.routing.table
+        version = table.champion
+        # The table that put the version in charge is the cause: every attempt to say this makes the same event.
+        degraded = ModelDegraded.caused_by(
+            standing.routing,
+            source=SOURCE,
+            at=self._now(),
+            of=f"{version}:{evidence.signal}:{standing.trouble(evidence.signal).told}",
+            version=version,
+            signal=evidence.signal,
+            why=evidence.why,
+            stats=evidence.stats,
+        )
+        decision = routing.switch_back(table, version, evidence.why, unfit=standing.unfit)
+        changed = _changed(degraded, decision, at=self._now())
+        crash_point("monitoring.verdict-found")
+        await self._bus.publish(degraded, *([changed] if changed else []))
+        crash_point("monitoring.verdict-published")
+        why = evidence.why if changed else decision.why
+        entries = [_verdict_entry(degraded, table.version, why)]
+        if changed is not None:
+            entries.append(_table_entry(changed, decision.action, version))
+        await self._audit(standing, *entries)
+        telemetry.MODEL_DEGRADED.labels(standing.pipeline, evidence.signal).inc()
+        log.warning("model degraded", pipeline=standing.pipeline, version=version, signal=evidence.signal, why=why)
+        if changed is not None:
+            self._obey(standing, changed)
+
+    async def _recover(self, standing: Standing, signal: Signal) -> None:
+        assert standing.routing is not None
+        version = standing.routing.table.champion
+        told = standing.trouble(signal).told
+        ident = caused_event_id(standing.routing.id, "recovered", f"{version}:{signal}:{told}")
+        detail = {"signal": signal, "table_version": standing.routing.table.version, "cause": standing.routing.id}
+        await self._audit(
+            standing,
+            Audit(
+                ident,
+                self._now(),
+                standing.pipeline,
+                AUTOMATION,
+                "recovered",
+                version,
+                f"{signal} is well again",
+                detail,
+            ),
+        )
+
+    async def _carry_out(self, standing: Standing, decision: Decision, *, cause: Event, subject: str) -> None:
+        """Publish automation's decision, or only write it down."""
+        changed = _changed(cause, decision, at=self._now())
+        if changed is None:
+            await self._audit(standing, _entry(cause, decision.action, subject, decision.why, who=AUTOMATION))
+            return
+        await self._bus.publish(changed)
+        crash_point("monitoring.routing-published")
+        await self._audit(standing, _table_entry(changed, decision.action, subject))
+        self._obey(standing, changed)
+
+    async def _command(
+        self, pipeline: str, decide: Callable[[Standing], Decision], *, by: str, why: str
+    ) -> RoutingTable:
+        async with self._locks[pipeline]:
+            standing = await self._known(pipeline)
+            decision = decide(standing)
+            if decision.table is None:
+                assert standing.table is not None
+                return standing.table
+            changed = RoutingChanged.first(
+                source=SOURCE, at=self._now(), pipeline=pipeline, table=decision.table, why=why, by=by
+            )
+            await self._bus.publish(changed)
+            crash_point("monitoring.command-published")
+            await self._audit(standing, _table_entry(changed, decision.action, changed.table.champion))
+            self._obey(standing, changed)
+            return changed.table
+
+    async def _was_decided(self, standing: Standing, cause: Event, *, recorded: bool = True) -> bool:
+        """Whether this event led to a table before; `recorded`: or to an entry of its own in the audit trail."""
+        changed = caused_event_id(cause.id, RoutingChanged.__name__)
+        if standing.routing is not None and standing.routing.id == changed:
+            return True
+        return bool(await self._history.audited([changed, cause.id] if recorded else [changed]))
+
+    async def _audit(self, standing: Standing, *entries: Audit) -> None:
+        await self._history.add_audit(*entries)
+        for entry in entries:
+            standing.recall(entry)
+
+    def _obey(self, standing: Standing, changed: RoutingChanged) -> None:
+        standing.obey(changed)
+        telemetry.ROUTING_CHANGES.labels(standing.pipeline).inc()
+        log.info(
+            "routing changed",
+            pipeline=standing.pipeline,
+            champion=changed.table.champion,
+            table=changed.table.version,
+            why=changed.why,
+        )
+
+    # --- how the state comes about ------------------------------------------------------------------------------
+
+    async def _standing(self, pipeline: str) -> Standing:
+        """The pipeline's state; the caller holds its lock."""
+        await self._begin()
+        standing = self._standings.get(pipeline)
+        if standing is None:
+            standing = self._standings[pipeline] = await self._rebuilt(pipeline)
+        elif pipeline in self._pipelines.names():
+            standing.declare(await self._pipelines.file(pipeline))
+        return standing
+
+    async def _known(self, pipeline: str) -> Standing:
+        """Like `_standing`, but raises `Unknown` for a name that no pipeline has."""
+        await self._begin()
+        if pipeline not in self._standings and not self._versions.get(pipeline):
+            await self._pipelines.declared(pipeline)
+        return await self._standing(pipeline)
+
+    async def _rebuilt(self, pipeline: str) -> Standing:
+        standing = Standing(pipeline)
+        try:
+            standing.declare(await self._pipelines.file(pipeline))
+        except Unknown:
+            log.debug("pipeline is not declared", pipeline=pipeline)
+        for ready in self._versions.get(pipeline, {}).values():
+            standing.know(ready)
+        standing.remember(await self._history.audit(pipeline, limit=TRAIL))
+        newest = await self._routes.newest(pipeline)
+        if newest is not None:
+            await self._catch_up(standing, newest)
+            standing.obey(newest)
+        async for page in self._history.all_scores(pipeline):
+            await asyncio.to_thread(standing.scored, page)
+        for version in standing.versions:
+            limit = OUTCOMES * standing.rules.min_samples
+            await self._observe(standing, await self._history.joined(pipeline, version=version, limit=limit))
+        return standing
+
+    async def _catch_up(self, standing: Standing, newest: RoutingChanged) -> None:
+        """Write down a decision that was published when the process died before it could."""
+        if await self._history.audited([newest.id]):
+            return
+        entries: list[Audit] = []
+        async for received in self._bus.replay(ModelDegraded):
+            degraded = _event(received.event)
+            if isinstance(degraded, ModelDegraded) and degraded.id == newest.causation_id:
+                entries = [_verdict_entry(degraded, newest.table.version - 1, degraded.why)]
+        if newest.by != AUTOMATION:
+            action = "promoted" if newest.table.pinned else "unpinned"
+        else:
+            action = "switched back" if entries else "deployed"
+        await self._audit(standing, *entries, _table_entry(newest, action, newest.table.champion))
+
+    async def _begin(self) -> None:
+        """Read what ended and which versions there are, once."""
+        if self._begun:
+            return
+        async with self._beginning:
+            if self._begun:
+                return
+            for kind in (PipelineRemoved, EntityForgotten, ModelReady):
+                async for received in self._bus.replay(kind):
+                    self._learn(_event(received.event))
+            self._begun = True
+
+    def _learn(self, event: Event | None) -> None:
+        match event:
+            case PipelineRemoved():
+                self._removed[event.pipeline] = max(event.time, self._removed.get(event.pipeline, event.time))
+            case EntityForgotten():
+                self._forgotten[event.pipeline, event.entity] = event.time
+            case ModelReady() if not self._is_over(event):
+                self._versions[event.pipeline][event.version] = event
+            case _:
+                return
+
+    def _end(self, event: PipelineRemoved) -> None:
+        """Drop what came before the removal; a pipeline declared again by that name stays."""
+        self._learn(event)
+        known = self._versions.pop(event.pipeline, {})
+        living = {version: ready for version, ready in known.items() if not self._is_over(ready)}
+        if living:
+            self._versions[event.pipeline] = living
+        standing = self._standings.get(event.pipeline)
+        if standing is not None and (standing.routing is None or self._is_over(standing.routing)):
+            del self._standings[event.pipeline]
+
+    def _is_over(self, event: Event, entity: str | None = None) -> bool:
+        """Whether the event comes from before its pipeline's removal, or its entity's wish to be forgotten."""
+        ends = (self._removed.get(event.pipeline), self._forgotten.get((event.pipeline, entity)) if entity else None)
+        return any(end is not None and event.time <= end for end in ends)
+
+
+class Follow:
+    """Keeps the view of where each pipeline stands, for people to look at."""
+
+    def __init__(self, bus: Bus, progress: Progress) -> None:
+        self._bus = bus
+        self._progress = progress
+
+    async def milestones(self) -> None:
+        """Read every milestone from the first on, for ever. Raises `Unavailable` when the bus goes away."""
+        async with asyncio.TaskGroup() as group:
+            for kind in (*MILESTONES, PipelineRemoved):
+                group.create_task(self._follow(kind))
+
+    async def _follow(self, kind: type[Event]) -> None:
+        async for received in self._bus.follow(kind):
+            event = _event(received.event) if received.record.value is not None else None
+            if isinstance(event, PipelineRemoved):
+                self._progress.forget(event.pipeline)
+            elif event is not None:
+                self._progress.take(event)
+
+
+class Expiry:
+    """Removes what is older than the operator wants it kept."""
+
+    def __init__(
+        self,
+        history: HistoryStore,
+        *,
+        keep: timedelta,
+        every: timedelta,
+        now: Clock,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._history = history
+        self._keep = keep
+        self._every = every
+        self._now = now
+        self._sleep = sleep
+
+    async def run(self) -> None:
+        """Look again and again; a store that is away is tried again next time."""
+        while True:
+            try:
+                gone = await self._history.expire(self._now() - self._keep)
+            except Unavailable as error:
+                log.warning("history could not be expired", error=str(error))
+            else:
+                if gone:
+                    log.info("history expired", rows=gone)
+            await self._sleep(self._every.total_seconds())
+
+
+def _of(events: Sequence[Event], kind: type[E]) -> list[E]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def _by_pipeline(events: Sequence[E]) -> Mapping[str, list[E]]:
+    found: defaultdict[str, list[E]] = defaultdict(list)
+    for event in events:
+        found[event.pipeline].append(event)
+    return found
+
+
+def _event(read: Callable[[], Event]) -> Event | None:
+    """The event, or None for one that cannot be understood: views skip it, a reaction puts it to the dead letters."""
+    try:
+        return read()
+    except Invalid:
+        return None
+
+
+def _name(topic: Topic) -> str:
+    return topic if isinstance(topic, str) else topic.topic()
+
+
+def _changed(cause: Event, decision: Decision, *, at: datetime) -> RoutingChanged | None:
+    if decision.table is None:
+        return None
+    return RoutingChanged.caused_by(cause, source=SOURCE, at=at, table=decision.table, why=decision.why, by=AUTOMATION)
+
+
+def _entry(
+    event: Event, action: str, subject: str, why: str, *, who: str, detail: Mapping[str, Any] | None = None
+) -> Audit:
+    return Audit(event.id, event.time, event.pipeline, who, action, subject, why, {"cause": event.id, **(detail or {})})
+
+
+def _table_entry(changed: RoutingChanged, action: str, subject: str) -> Audit:
+    detail = {"cause": changed.causation_id, "table": changed.table.model_dump(mode="json")}
+    return Audit(changed.id, changed.time, changed.pipeline, changed.by, action, subject, changed.why, detail)
+
+
+def _verdict_entry(degraded: ModelDegraded, table_version: int, why: str) -> Audit:
+    detail = {
+        "cause": degraded.causation_id,
+        "signal": degraded.signal,
+        "table_version": table_version,
+        "stats": degraded.stats.model_dump(mode="json"),
+    }
+    return Audit(degraded.id, degraded.time, degraded.pipeline, AUTOMATION, "degraded", degraded.version, why, detail)
+
+
+def _count(outcomes: Sequence[OutcomeObserved], kinds: Sequence[OutcomeKind], joined: Sequence[Joined]) -> None:
+    scored = {pair.score.score_id: pair.score.time for pair in joined}
+    for outcome, kind in zip(outcomes, kinds, strict=True):
+        telemetry.OUTCOMES.labels(kind).inc()
+        if kind == "joined":
+            delay = (outcome.time - scored[outcome.score_id]).total_seconds()
+            telemetry.OUTCOME_DELAY_SECONDS.observe(max(delay, 0.0))
+
+
+def _show_times(standing: Standing) -> None:
+    if standing.table is None or standing.table.champion not in standing.summaries:
+        return
+    champion = standing.table.champion
+    latency = standing.summaries[champion].latency
+    for share in (0.5, 0.99):
+        found = latency.quantile(share)
+        if found is not None:
+            telemetry.VERSION_LATENCY.labels(standing.pipeline, champion, f"{share:g}").set(found / 1000)
