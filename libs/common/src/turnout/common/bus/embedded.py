@@ -73,13 +73,13 @@ class EmbeddedBus:
                 self._writer.put(lambda log: log.leave(member.id))
                 self._reader.soon(self._tick)
 
-    async def replay(self, topic: Topic) -> AsyncIterator[Received]:
+    async def replay(self, topic: Topic) -> AsyncGenerator[Received]:
         """Every record that is there now, by time of publication; of a compacted topic each key's newest."""
         partitions = await self._partitions_of(name_of(topic))
         async for received in _merged([self._replayed(p) for p in partitions]):
             yield received
 
-    async def follow(self, topic: Topic) -> AsyncIterator[Received]:
+    async def follow(self, topic: Topic) -> AsyncGenerator[Received]:
         """Like `replay`, then what comes, tombstones included."""
         partitions = await self._partitions_of(name_of(topic))
         signal = _Signal(frozenset(p.id for p in partitions))

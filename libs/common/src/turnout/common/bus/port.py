@@ -11,7 +11,7 @@ What every adapter keeps (tests/contract/test_bus.py holds them to it):
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -81,12 +81,12 @@ class Bus(Protocol):
         keep several open: offsets of a partition move in order. `aclose` leaves the group."""
         ...
 
-    def replay(self, topic: Topic) -> AsyncIterator[Received]:
+    def replay(self, topic: Topic) -> AsyncGenerator[Received]:
         """Every record from the first to the newest at the time of the call, then stops. A compacted topic gives
         each key's newest record. No group, no offsets."""
         ...
 
-    def follow(self, topic: Topic) -> AsyncIterator[Received]:
+    def follow(self, topic: Topic) -> AsyncGenerator[Received]:
         """Like `replay`, then every later record as it comes, for ever; every caller sees all records."""
         ...
 

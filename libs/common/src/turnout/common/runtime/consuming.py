@@ -1,32 +1,21 @@
-"""Poll, react, done: the loops behind a service's reactions."""
+"""Poll, react, done: the loop behind a short reaction."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
-from datetime import datetime, timedelta
-from uuid import uuid4
+from datetime import timedelta
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
 from turnout.common import telemetry
-from turnout.common.bus.port import Bus, Delivery, Received, Record
-from turnout.common.errors import Invalid, TurnoutError, Unavailable
-from turnout.common.events import StageFailed
-from turnout.common.ids import content_id
-from turnout.common.jobs.port import Job, Jobs, Lease
+from turnout.common.bus.port import Bus, Delivery
+from turnout.common.errors import Unavailable
 from turnout.common.runtime.crash import crash_point
-from turnout.common.runtime.dead_letters import attempt_of
-from turnout.common.runtime.handling import Handled, Handling, Item, context, pause, until_available
-from turnout.common.runtime.health import Health, Progress
-from turnout.common.runtime.redaction import redact
-from turnout.common.runtime.service import Clock
+from turnout.common.runtime.handling import Handled, Handling, context, pause
 
 log = structlog.get_logger()
 
@@ -41,11 +30,9 @@ _PLACE = ("job_partition", "job_offset", "job_timestamp")
 class Consumer:
     """Takes deliveries for one reaction until it is stopped."""
 
-    def __init__(self, bus: Bus, handling: Handling, health: Health, progress: Progress) -> None:
+    def __init__(self, bus: Bus, handling: Handling) -> None:
         self._bus = bus
         self._handling = handling
-        self._health = health
-        self._progress = progress
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._busy = False
@@ -61,11 +48,11 @@ class Consumer:
                     async for delivery in deliveries:
                         await self._take(delivery)
                         failures = 0
-                        self._health.well(group)
+                        self._handling.health.well(group)
                         if self._stopping:
                             return
             except Unavailable as error:
-                self._health.trouble(group, str(error))
+                self._handling.health.trouble(group, str(error))
                 log.warning("the bus is not available", reaction=group, error=str(error))
                 failures += 1
                 await asyncio.sleep(pause(failures))
@@ -78,12 +65,12 @@ class Consumer:
 
     async def _take(self, delivery: Delivery) -> None:
         self._busy = True
-        self._progress.beat(self._handling.group)
+        self._handling.progress.beat(self._handling.group)
         try:
             await self._handle(delivery)
         finally:
             self._busy = False
-            self._progress.rest(self._handling.group)
+            self._handling.progress.rest(self._handling.group)
 
     async def _handle(self, delivery: Delivery) -> None:
         began = time.perf_counter()
@@ -98,173 +85,6 @@ class Consumer:
         crash_point("reaction-after-done")
         with bound_contextvars(**context([i.event for i in items])):
             report(self._handling, len(delivery.received), handled, time.perf_counter() - began)
-
-
-class Recorder(Consumer):
-    """Takes deliveries for a long reaction: each event becomes a job, then the offset moves."""
-
-    def __init__(
-        self, bus: Bus, handling: Handling, health: Health, progress: Progress, jobs: Jobs, recorded: asyncio.Event
-    ) -> None:
-        super().__init__(bus, handling, health, progress)
-        self._jobs = jobs
-        self._recorded = recorded
-
-    async def _handle(self, delivery: Delivery) -> None:
-        handled = Handled()
-        items = self._handling.parse(delivery.received, handled)
-        await self._jobs.add(*(job_of(item, self._handling.group) for item in items))
-        crash_point("job-recorded")
-        await delivery.done(*handled.dead)
-        count(self._handling, handled)
-        self._recorded.set()
-
-
-class Worker:
-    """Runs the jobs of a long reaction under leases, `parallel` at a time."""
-
-    def __init__(
-        self, bus: Bus, handling: Handling, health: Health, progress: Progress, jobs: Jobs, now: Clock,
-        recorded: asyncio.Event,
-    ) -> None:  # fmt: skip
-        self._bus = bus
-        self._handling = handling
-        self._health = health
-        self._progress = progress
-        self._jobs = jobs
-        self._now = now
-        self._recorded = recorded
-        self._owner = str(uuid4())
-        self._running: set[asyncio.Task[None]] = set()
-        self._stopping = False
-        self._task: asyncio.Task[None] | None = None
-
-    async def run(self) -> None:
-        """For ever, or until `stop`; jobs that run when this is cancelled are given back."""
-        self._task = asyncio.current_task()
-        try:
-            while not self._stopping:
-                self._recorded.clear()
-                lease = await self._claim() if len(self._running) < self._handling.reaction.parallel else None
-                if lease is not None:
-                    task = asyncio.create_task(self._job(lease))
-                    self._running.add(task)
-                    task.add_done_callback(self._ended)
-                    continue
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._recorded.wait(), LOOK_FOR_JOBS)
-        finally:
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
-
-    def stop(self) -> None:
-        """Give running jobs back: another process, or this one when it starts again, takes them up."""
-        self._stopping = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._recorded.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a job ended in a fault of the runtime", reaction=self._handling.group, exc_info=error)
-
-    async def _claim(self) -> Lease | None:
-        try:
-            return await self._jobs.claim(self._handling.group, now=self._now(), owner=self._owner)
-        except Unavailable as error:
-            self._health.trouble(f"{self._handling.group} jobs", str(error))
-            return None
-
-    async def _job(self, lease: Lease) -> None:
-        work = asyncio.create_task(self._work(lease))
-        name = f"{self._handling.group} {lease.job.id}"
-        try:
-            while not work.done():
-                self._progress.beat(name)
-                await asyncio.wait({work}, timeout=HEARTBEAT.total_seconds())
-                if not work.done() and not await self._renewed(lease):
-                    log.warning("the job's lease was lost", job=lease.job.id, reaction=self._handling.group)
-                    work.cancel()
-                    break
-            await asyncio.gather(work, return_exceptions=True)
-            if not work.cancelled():
-                work.result()
-        except asyncio.CancelledError:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-            with contextlib.suppress(Unavailable):
-                await self._jobs.release(lease, until=self._now())
-            raise
-        finally:
-            self._progress.rest(name)
-
-    async def _renewed(self, lease: Lease) -> bool:
-        try:
-            return await self._jobs.renew(lease, now=self._now())
-        except Unavailable as error:
-            # The lease may run out meanwhile; then somebody else has the job, and `finish` will say so.
-            self._health.trouble(f"{self._handling.group} jobs", str(error))
-            return True
-
-    async def _work(self, lease: Lease) -> None:
-        began = time.perf_counter()
-        received = received_of(lease.job.record)
-        handled = Handled()
-        items = self._handling.parse([received], handled)
-        if items and lease.job.attempt > LARGEST_ATTEMPT:
-            self._handling.give_up(items[0], _Deadly(), handled)
-        elif items:
-            handled = await self._handling.run(items)
-        failures = [self._failure(item, error) for item, error in handled.failed]
-        crash_point("job-before-publish")
-        if not await self._renewed(lease):
-            return
-        await self._surely(lambda: self._bus.publish(*handled.produced, *handled.dead, *failures))
-        crash_point("job-before-finish")
-        await self._surely(lambda: self._jobs.finish(lease))
-        with bound_contextvars(**context([i.event for i in items])):
-            report(self._handling, 1, handled, time.perf_counter() - began)
-
-    async def _surely(self, call: Callable[[], Awaitable[object]]) -> None:
-        await until_available(call, f"{self._handling.group} jobs", self._health, self._progress)
-
-    def _failure(self, item: Item, error: Exception) -> StageFailed:
-        found = error if isinstance(error, Invalid) else None
-        expected = isinstance(error, TurnoutError)
-        return StageFailed.caused_by(
-            item.event,
-            source=f"/{self._handling.service}",
-            at=self._now(),
-            of=f"{self._handling.group} {attempt_of(item.received.record)}",
-            stage=self._handling.group,
-            error=redact(str(error) if expected else f"a fault of ours: {type(error).__name__}: {error}"),
-            field=redact(found.field) if found else None,
-            fix=redact(found.fix) if found and found.fix else None,
-        )
-
-
-class _Deadly(Exception):  # noqa: N818 (its name is read in the dead letter)
-    def __init__(self) -> None:
-        super().__init__(f"the process died under this {LARGEST_ATTEMPT} times")
-
-
-def job_of(item: Item, queue: str) -> Job:
-    """The job that an event asks for; the same event sent again by `turnout replay` is another job."""
-    received = item.received
-    place = (str(received.partition), str(received.offset), received.timestamp.isoformat())
-    headers = received.record.headers + tuple((name, text.encode()) for name, text in zip(_PLACE, place, strict=True))
-    ident = content_id("job", queue, item.event.id, attempt_of(received.record))
-    return Job(ident, queue, replace(received.record, headers=headers), 1)
-
-
-def received_of(record: Record) -> Received:
-    """The record of a job as it lay on the bus."""
-    headers = dict(record.headers)
-    kept = tuple((name, value) for name, value in record.headers if name not in _PLACE)
-    partition, offset, moment = (headers[name].decode() for name in _PLACE)
-    return Received(replace(record, headers=kept), int(partition), int(offset), datetime.fromisoformat(moment))
 
 
 def report(handling: Handling, records: int, handled: Handled, seconds: float) -> None:

@@ -5,6 +5,8 @@ A topic's dead letters lie on `TOPIC.dead`. The headers that say why begin with 
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +18,8 @@ from turnout.common.runtime.redaction import redact
 
 ATTEMPT = "turnout_attempt"
 PREFIX = "dead_"
+REPLAY_GROUP = "turnout.replay"
+REPLAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -78,27 +82,33 @@ def attempt_of(record: Record) -> int:
     return int(text) if text.isdigit() and len(text) < 10 else 1
 
 
-async def replay_dead_letters(bus: Bus, topic: str, *, limit: int | None = None) -> int:
+async def replay_dead_letters(bus: Bus, topic: str) -> int:
     """Send a topic's dead letters back, each once; how many went.
 
-    A consumer group remembers which were sent: a letter that dies again is a new one and goes with the next call.
+    A consumer group remembers which were sent. A letter that dies again meanwhile goes with the next call.
     """
     name = topic.removesuffix(DEAD) + DEAD
-    left = (await _count(bus, name)) if limit is None else limit
+    left = await left_to_replay(bus, topic)
     sent = 0
     if left == 0:
-        return 0
-    async for delivery in bus.consume(name, group="turnout.replay"):
-        letters = delivery.received
-        await delivery.done(*(revived(letter) for letter in letters))
-        sent += len(letters)
-        if not (await bus.lag("turnout.replay")).get(name):
-            return sent
+        return sent
+    async with aclosing(bus.consume(name, group=REPLAY_GROUP)) as deliveries:
+        while sent < left:
+            try:
+                async with asyncio.timeout(REPLAY_SECONDS):
+                    delivery = await anext(deliveries)
+            except TimeoutError:
+                break  # another replay has the rest, or it was removed meanwhile
+            await delivery.done(*(revived(letter) for letter in delivery.received))
+            sent += len(delivery.received)
     return sent
 
 
-async def _count(bus: Bus, topic: str) -> int:
-    return sum([1 async for _ in bus.replay(topic)])
+async def left_to_replay(bus: Bus, topic: str) -> int:
+    """Dead letters of a topic that were not sent back yet."""
+    name = topic.removesuffix(DEAD) + DEAD
+    behind = (await bus.lag(REPLAY_GROUP)).get(name)
+    return behind if behind is not None else sum([1 async for _ in bus.replay(name)])
 
 
 def _structured(headers: dict[str, bytes]) -> bool:

@@ -1,4 +1,4 @@
-"""How a reaction is tried: again while something is unavailable, one by one when a batch is refused, and when to give up."""
+"""How a reaction is tried: again while something is unavailable, one by one when refused, and when to give up."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Handling:
         self.service = service
         self.reaction = reaction
         self.group = f"{service}.{reaction.name}"
-        self._health = health
-        self._progress = progress
-        self._now = now
+        self.health = health
+        self.progress = progress
+        self.now = now
 
     def parse(self, received: Sequence[Received], into: Handled) -> list[Item]:
         """The events that can be read; the others are dead letters in `into`."""
@@ -98,17 +98,17 @@ class Handling:
                 reraise=True,
             ):
                 with attempt:
-                    self._progress.beat(self.group)
+                    self.progress.beat(self.group)
                     produced = await self.reaction.handle(events)
-                    self._health.well(self.group)
+                    self.health.well(self.group)
                     return produced
         raise AssertionError("tenacity returned without a result")
 
     def _pausing(self, error: Unavailable) -> None:
         telemetry.RETRIES.labels(self.service, self.group).inc()
-        self._health.trouble(self.group, str(error))
+        self.health.trouble(self.group, str(error))
         # Waiting for something that is away is no standstill.
-        self._progress.beat(self.group)
+        self.progress.beat(self.group)
         log.warning("not available, trying again", reaction=self.group, error=str(error))
 
     def _succeeded(self, items: Sequence[Item], produced: Sequence[Event], into: Handled) -> None:
@@ -123,7 +123,7 @@ class Handling:
         self._bury(item.received, error, tries, into)
 
     def _bury(self, received: Received, error: Exception, tries: int, into: Handled) -> None:
-        record, now = received.record, self._now()
+        record, now = received.record, self.now()
         origin = Origin(record.topic, received.partition, received.offset, received.timestamp, self.group, now)
         into.dead.append(dead_letter(record, origin, error, tries))
         into.outcomes[record.topic, "dead"] += 1
@@ -135,7 +135,7 @@ class Handling:
 
 
 class _Patience:
-    """Whether to try again: always while something is unavailable, `tries` times in all after a bug, never if invalid."""
+    """Whether to try again: while something is unavailable always, after a bug `tries` times in all, else never."""
 
     def __init__(self, tries: int, pausing: Callable[[Unavailable], None]) -> None:
         self._left = tries

@@ -74,25 +74,42 @@ class ApiKeys:
 
         return caller
 
+    def check(self, key: str | None, scope: Scope) -> str:
+        """The name behind a key, for a command that needs no web server. Blocks. Raises `Invalid`."""
+        self._read()
+        if not self._keys:
+            return ANONYMOUS
+        found = self._find(key) if key else None
+        if found is None:
+            raise Invalid("key", "it is not known" if key else "one is needed", fix="give it with --key or TURNOUT_KEY")
+        name, kept = found
+        if kept.scope not in (scope, "admin"):
+            raise Invalid("key", f"the key of '{name}' has scope {kept.scope}", fix=f"this needs {scope}")
+        return name
+
+    def names(self) -> Mapping[str, Scope]:
+        """Who has a key, of which scope. Blocks."""
+        self._read()
+        return {name: key.scope for name, key in self._keys.items()}
+
     def _name(self, header: str, scope: Scope) -> str:
         kind, _, key = header.partition(" ")
+        challenge = {"www-authenticate": "Bearer"}
         if kind.lower() != "bearer" or not key:
-            raise HTTPException(
-                HTTPStatus.UNAUTHORIZED,
-                "a key is needed: send `Authorization: Bearer KEY`",
-                {"www-authenticate": "Bearer"},
-            )
+            raise HTTPException(HTTPStatus.UNAUTHORIZED, "a key is needed: send `Authorization: Bearer KEY`", challenge)
+        found = self._find(key)
+        if found is None:
+            raise HTTPException(HTTPStatus.UNAUTHORIZED, "the key is not known", challenge)
+        name, kept = found
+        if kept.scope not in (scope, "admin"):
+            raise HTTPException(HTTPStatus.FORBIDDEN, f"the key of '{name}' has scope {kept.scope}, this needs {scope}")
+        return name
+
+    def _find(self, key: str) -> tuple[str, _Key] | None:
         digest = sha256(key.strip().encode()).hexdigest()
         # Every key is compared, so that the time taken says nothing of which one was near.
-        matching = [(name, k) for name, k in self._keys.items() if hmac.compare_digest(k.sha256, digest)]
-        if not matching:
-            raise HTTPException(HTTPStatus.UNAUTHORIZED, "the key is not known", {"www-authenticate": "Bearer"})
-        name, found = matching[0]
-        if found.scope not in (scope, "admin"):
-            raise HTTPException(
-                HTTPStatus.FORBIDDEN, f"the key of '{name}' has scope {found.scope}, this needs {scope}"
-            )
-        return name
+        matching = [(name, kept) for name, kept in self._keys.items() if hmac.compare_digest(kept.sha256, digest)]
+        return matching[0] if matching else None
 
     def _read(self) -> None:
         try:

@@ -15,12 +15,13 @@ import uvicorn
 
 from turnout.common import telemetry
 from turnout.common.errors import Invalid, Unavailable
-from turnout.common.runtime.consuming import Consumer, Recorder, Worker
+from turnout.common.runtime.consuming import Consumer
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.handling import Handling, pause
 from turnout.common.runtime.health import Health, Progress, Watchdog
 from turnout.common.runtime.service import Reaction, Service
 from turnout.common.runtime.web import lifespans, site
+from turnout.common.runtime.working import Backlog, Recorder, Worker
 
 log = structlog.get_logger()
 
@@ -125,7 +126,7 @@ async def serve(
         async with lifespans(running.services):
             web = asyncio.create_task(server.serve(sockets=[listener]))
             try:
-                while not server.started and not web.done():
+                while not server.started and not web.done():  # noqa: ASYNC110 (uvicorn has no event for it)
                     await asyncio.sleep(0.005)
                 for health in running.health.values():
                     health.started = True
@@ -190,15 +191,10 @@ def _signals(stop: asyncio.Event) -> Generator[None]:
 def _start_reaction(running: Running, service: Service, reaction: Reaction, health: Health) -> None:
     environment, bus = running.environment, running.environment.bus
     handling = Handling(service.name, reaction, health, running.progress, environment.now)
-    if not reaction.long:
-        loops: list[Consumer | Worker] = [Consumer(bus, handling, health, running.progress)]
-    else:
-        recorded = asyncio.Event()
-        jobs = environment.jobs
-        loops = [
-            Recorder(bus, handling, health, running.progress, jobs, recorded),
-            Worker(bus, handling, health, running.progress, jobs, environment.now, recorded),
-        ]
+    loops: list[Consumer | Worker] = [Consumer(bus, handling)]
+    if reaction.long:
+        backlog = Backlog(environment.jobs)
+        loops = [Recorder(bus, handling, backlog), Worker(bus, handling, backlog)]
     for loop in loops:
         running.loops.append(loop)
         running.tasks.append(asyncio.create_task(_kept_alive(handling.group, loop.run, health), name="reaction"))
@@ -214,12 +210,12 @@ async def _kept_alive(name: str, work: Callable[[], Awaitable[None]], health: He
     while True:
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 (one loop's bug must not end the others)
+        except Exception as error:
             failures += 1
             if _only_unavailable(error):
                 log.warning("not available, trying again", what=name, error=str(error))
             else:
-                log.error("a loop failed, it starts again", what=name, exc_info=error)
+                log.exception("a loop failed, it starts again", what=name)
             if health is not None:
                 health.trouble(name, str(error))
             await asyncio.sleep(pause(failures))
