@@ -58,13 +58,21 @@ CREATE TABLE IF NOT EXISTS members (
 ) WITHOUT ROWID;
 """
 _COLUMNS = "(position, timestamp, key, value, headers)"
+_READ = """
+SELECT position, timestamp, key, value, headers FROM records WHERE position >= ?1 AND position < ?2 ORDER BY position
+"""
+_NEWEST = "SELECT max(position) FROM records WHERE position >= ?3 AND position < ?2 GROUP BY key"
+_COMPACTED = f"""
+SELECT position, timestamp, key, value, headers FROM records WHERE position >= ?1 AND position < ?2
+AND value IS NOT NULL AND (key IS NULL OR position IN ({_NEWEST})) ORDER BY position
+"""  # noqa: S608
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right of a member to read a partition for its group; `offset` is where the group stands."""
+    """The right of a member to read the partition `id` for its group; `offset` is where the group stands."""
 
-    partition: int
+    id: int
     topic: str
     number: int
     epoch: int
@@ -81,6 +89,16 @@ class Partition:
     next: int
 
 
+@dataclass(frozen=True)
+class Membership:
+    """A member as it stands in the file."""
+
+    id: str
+    group: str
+    topics: tuple[str, ...]
+    alive: bool
+
+
 class Fenced(Exception):  # noqa: N818 (not an error: the bus says it in its own words)
     """The member no longer holds the partition."""
 
@@ -88,7 +106,7 @@ class Fenced(Exception):  # noqa: N818 (not an error: the bus says it in its own
 def host() -> str:
     """This machine (or container): where a process id means something."""
     try:
-        namespace = os.readlink("/proc/self/ns/pid")
+        namespace = Path("/proc/self/ns/pid").readlink()
     except OSError:
         namespace = ""
     return f"{socket.gethostname()} {namespace}"
@@ -99,6 +117,10 @@ class Log:
 
     def __init__(self, folder: Path, *, synchronous: str = "FULL") -> None:
         self.path = folder / "bus.sqlite"
+        self.grown: dict[int, int] = {}
+        """Partitions that the newest transaction has appended to, each with its next offset."""
+        self._known: dict[str, tuple[int, ...]] = {}
+        self._turn = 0
         with self._reported():
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
@@ -110,8 +132,6 @@ class Log:
             )
             with self._transaction():
                 self._prepare()
-        self._partitions: dict[str, tuple[int, ...]] = {}
-        self._turn = 0
 
     def _prepare(self) -> None:
         found = self._one("PRAGMA user_version")
@@ -128,6 +148,7 @@ class Log:
     @contextmanager
     def transaction(self) -> Generator[None]:
         """What happens inside is one commit, or nothing."""
+        self.grown = {}
         with self._reported(), self._transaction():
             yield
 
@@ -150,6 +171,7 @@ class Log:
             # After a full disk SQLite has rolled back already.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            self._known.clear()
             raise
         self._db.execute("COMMIT")
 
@@ -173,40 +195,25 @@ class Log:
         return [Partition(*row) for row in rows.fetchall() if wanted is None or row[1] in wanted]
 
     def read(
-        self, partition: Partition | Claim, start: int, *, end: int | None = None, compact: bool = False
+        self, partition: Partition | Claim, start: int, end: int, *, compact: bool = False
     ) -> tuple[list[Received], int]:
-        """Records from offset `start` (before `end`), at most a batch of them, and the offset to go on from.
+        """Records from offset `start` and before `end`, at most a batch of them; and the offset to go on from.
 
-        `compact`: only each key's newest in the partition, and no tombstones.
+        `compact`: only each key's newest, and no tombstones.
         """
-        ident = partition.partition if isinstance(partition, Claim) else partition.id
-        base = ident << OFFSET_BITS
-        last = end if end is not None else (1 << OFFSET_BITS)
-        where = "position >= ? AND position < ?"
-        if compact:
-            newest = f"SELECT max(position) FROM records WHERE position >= {base} AND position < ? GROUP BY key"
-            where += f" AND value IS NOT NULL AND (key IS NULL OR position IN ({newest}))"
-        rows = self._db.execute(
-            f"SELECT position, timestamp, key, value, headers FROM records WHERE {where} ORDER BY position LIMIT ?",  # noqa: S608
-            (base + start, base + last, *([base + last] if compact else []), BATCH_RECORDS),
-        )
+        base = partition.id << OFFSET_BITS
+        bounds = (base + start, base + end)
+        rows = self._db.execute(_COMPACTED, (*bounds, base)) if compact else self._db.execute(_READ, bounds)
         found: list[Received] = []
-        size = 0
-        full = False
-        try:
-            for position, timestamp, key, value, headers in rows:
-                if found and size > BATCH_BYTES:
-                    full = True
-                    break
-                record = Record(partition.topic, key, value, unpack_headers(headers))
-                found.append(Received(record, partition.number, position - base, from_micros(timestamp)))
-                size += len(value or b"") + len(headers)
-        finally:
-            rows.close()
-        full = full or len(found) == BATCH_RECORDS
-        if found and (full or end is None):
-            return found, found[-1].offset + 1
-        return found, last if end is not None else start
+        room = BATCH_BYTES
+        for position, timestamp, key, value, headers in rows:
+            record = Record(partition.topic, key, value, unpack_headers(headers))
+            found.append(Received(record, partition.number, position - base, from_micros(timestamp)))
+            room -= len(value or b"") + len(headers)
+            if room < 0 or len(found) == BATCH_RECORDS:
+                rows.close()
+                return found, found[-1].offset + 1
+        return found, end
 
     def lag(self, group: str) -> dict[str, int]:
         """How many offsets of each topic lie before the group."""
@@ -221,13 +228,14 @@ class Log:
 
     # --- append -------------------------------------------------------------------------------------------------
 
-    def append(self, records: Sequence[Record], now: datetime) -> dict[int, int]:
-        """Append in order, inside a transaction; the partitions that grew, each with its next offset."""
+    def append(self, records: Sequence[Record], now: datetime) -> None:
+        """Append in order, inside a transaction."""
         by_partition: dict[int, list[Record]] = defaultdict(list)
         for record in records:
             by_partition[self._place(record)].append(record)
         moment = to_micros(now)
-        return {partition: self._append(partition, placed, moment) for partition, placed in by_partition.items()}
+        for partition, placed in by_partition.items():
+            self.grown[partition] = self._append(partition, placed, moment)
 
     def _append(self, partition: int, records: Sequence[Record], moment: int) -> int:
         start: int = self._one("SELECT next FROM partitions WHERE id = ?", partition)
@@ -243,7 +251,7 @@ class Log:
         return start + len(records)
 
     def _place(self, record: Record) -> int:
-        partitions = self._partitions.get(record.topic) or self.make_topic(record.topic)
+        partitions = self._known.get(record.topic) or self.make_topic(record.topic)
         if record.key is None:
             self._turn += 1
             return partitions[self._turn % len(partitions)]
@@ -259,7 +267,7 @@ class Log:
             )
             # Not remembered: this transaction may yet be rolled back.
             return self._topic_ids(topic)
-        self._partitions[topic] = ids
+        self._known[topic] = ids
         return ids
 
     def _topic_ids(self, topic: str) -> tuple[int, ...]:
@@ -290,20 +298,20 @@ class Log:
             if not self._db.execute("UPDATE members SET until = ? WHERE id = ?", (until, member)).rowcount:
                 self.join(member, group, topics)
 
-    def members(self) -> list[tuple[str, str, tuple[str, ...], bool]]:
-        """Every member: id, group, topics, and whether it is alive."""
+    def members(self) -> list[Membership]:
+        """Every member, dead ones included."""
         rows = self._db.execute("SELECT id, name, topics, host, pid, until FROM members ORDER BY id").fetchall()
         here, now = host(), time.monotonic()
         return [
-            (ident, name, tuple(orjson.loads(topics)), _alive(where == here, pid, until, now))
+            Membership(ident, name, tuple(orjson.loads(topics)), _alive(where == here, pid, until, now))
             for ident, name, topics, where, pid, until in rows
         ]
 
     def bury(self) -> None:
         """Remove members that are dead and free their partitions. Inside a transaction."""
-        for member, _, _, alive in self.members():
-            if not alive:
-                self.leave(member)
+        for member in self.members():
+            if not member.alive:
+                self.leave(member.id)
 
     def holders(self, group: str) -> dict[int, tuple[str | None, int]]:
         """Who holds each partition of a group, and at which epoch."""
@@ -311,12 +319,12 @@ class Log:
         return {partition: (holder, epoch) for partition, holder, epoch in rows.fetchall()}
 
     def claim(self, member: str, group: str, partitions: Iterable[Partition]) -> list[Claim]:
-        """Take those of `partitions` that nobody holds. Inside a transaction."""
+        """Take those of `partitions` that nobody else holds. Inside a transaction."""
         taken: list[Claim] = []
         for partition in partitions:
             row = self._db.execute(
-                "UPDATE offsets SET holder = ?, epoch = epoch + 1 WHERE name = ? AND partition = ? AND holder IS NULL"
-                " RETURNING epoch, next",
+                "UPDATE offsets SET holder = ?1, epoch = epoch + 1"
+                " WHERE name = ?2 AND partition = ?3 AND coalesce(holder, ?1) = ?1 RETURNING epoch, next",
                 (member, group, partition.id),
             ).fetchone()
             if row is not None:
@@ -327,21 +335,22 @@ class Log:
         """Give a partition up. Inside a transaction."""
         self._db.execute(
             "UPDATE offsets SET holder = NULL, epoch = epoch + 1 WHERE name = ? AND partition = ? AND epoch = ?",
-            (group, claim.partition, claim.epoch),
+            (group, claim.id, claim.epoch),
         )
 
     def move(self, group: str, claim: Claim, offset: int) -> None:
         """Set the group's offset. Inside a transaction. Raises `Fenced` if the claim is no longer held."""
         found = self._db.execute(
-            "UPDATE offsets SET next = max(next, ?) WHERE name = ? AND partition = ? AND epoch = ? AND holder IS NOT NULL",
-            (offset, group, claim.partition, claim.epoch),
+            "UPDATE offsets SET next = max(next, ?)"
+            " WHERE name = ? AND partition = ? AND epoch = ? AND holder IS NOT NULL",
+            (offset, group, claim.id, claim.epoch),
         )
         if not found.rowcount:
             raise Fenced
 
     def held(self, group: str, claim: Claim) -> None:
         """Raise `Fenced` if the claim is no longer held. Inside a transaction."""
-        if self.holders(group).get(claim.partition, (None, -1))[1] != claim.epoch:
+        if self.holders(group).get(claim.id, (None, -1))[1] != claim.epoch:
             raise Fenced
 
     # --- removal ------------------------------------------------------------------------------------------------
@@ -362,23 +371,24 @@ class Log:
         return gone
 
     def erase(self, topic: str, key: bytes) -> int:
-        """Remove every record with `key`. Inside a transaction; `forget_pages` afterwards."""
-        self._db.execute("PRAGMA secure_delete=ON")
+        """Remove every record with `key`. Inside a transaction; `tidy` afterwards."""
+        self._db.execute("PRAGMA secure_delete=ON").fetchall()
         gone = sum(
             self._delete("key = ?", p.id << OFFSET_BITS, (p.id + 1) << OFFSET_BITS, key)
             for p in self.partitions([topic])
         )
-        self._db.execute("PRAGMA secure_delete=FAST")
+        self._db.execute("PRAGMA secure_delete=FAST").fetchall()
         return gone
 
     def _first_since(self, base: int, end: int, moment: datetime) -> int:
         row = self._db.execute(
-            "SELECT position FROM records WHERE position >= ? AND position < ? AND timestamp >= ? ORDER BY position LIMIT 1",
+            "SELECT position FROM records WHERE position >= ? AND position < ? AND timestamp >= ?"
+            " ORDER BY position LIMIT 1",
             (base, end, to_micros(moment)),
         ).fetchone()
         return end if row is None else row[0]
 
-    def forget_pages(self) -> None:
+    def tidy(self) -> None:
         """Give free pages back and empty the write-ahead log, so that what was removed is nowhere on disk."""
         with self._reported():
             self._db.execute("PRAGMA incremental_vacuum").fetchall()
