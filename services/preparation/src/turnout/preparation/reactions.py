@@ -75,14 +75,13 @@ class GenerateFeatures:
         # Said before hours are spent on the data.
         label_column(file, cause.columns)
         material = await asyncio.to_thread(materialise.gather, self.lake, file, cause.columns, joined)
-        ids = [ref.id for ref in material.batches]
-        ident = feature_set.feature_set_id(file, cause.columns, ids, material.others)
+        drawing = await self._draw(file, cause, material)
+        recipe = feature_set.recipe(file, drawing.plan, cause.columns, material.others)
+        ident = feature_set.feature_set_id(recipe, (ref.id for ref in material.batches))
         ref = DataSetRef(kind="features", pipeline=cause.pipeline, id=ident)
         manifest = await asyncio.to_thread(self.lake.manifest, ref)
         if manifest is not None and manifest.event is not None:
             return self._again(FeaturesGenerated.model_validate_json(manifest.event), cause)
-        drawing = await self._draw(file, cause, material)
-        recipe = feature_set.recipe(file, drawing.plan, cause.columns, material.others)
         parts = await self._each(materialise.make_part, material.batches, recipe, self.now())
         crash_point("preparation-parts-written")
         made = _Made(ref, material, drawing, recipe, parts)

@@ -6,7 +6,7 @@ the features in the plan's order, and `in:NAME` for each input that the features
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -122,17 +122,9 @@ def recipe(file: PipelineFile, plan: Plan, columns: Sequence[Column], others: Ma
     )
 
 
-def feature_set_id(
-    file: PipelineFile, columns: Sequence[Column], batch_ids: Sequence[str], others: Mapping[str, Other]
-) -> str:
-    """Names the set that these batches become. The plan follows from these, so it need not be drawn to know."""
-    source = file.source
-    return content_id(
-        "fs", REVISION, file.pipeline, file.task, file.preparation, sorted(batch_ids), tuple(columns), source.label,
-        source.positive, source.entity, source.event_time,
-        file.segregation.column if file.segregation.strategy == "custom" else None,
-        {name: other.content for name, other in others.items()},
-    )  # fmt: skip
+def feature_set_id(recipe: Recipe, batch_ids: Iterable[str]) -> str:
+    """Names the set that these batches become, in whatever order they came."""
+    return content_id("fs", recipe.plan.learned, sorted(recipe.part_id(batch_id) for batch_id in batch_ids))
 
 
 def fits(schema: pa.Schema, raw: Mapping[str, Kind]) -> bool:

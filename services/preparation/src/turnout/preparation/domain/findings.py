@@ -134,7 +134,9 @@ def _leaks(summary: Summary, names: Sequence[str], target: Target) -> list[Warn]
         if column.constant or (column.kind == "category" and _identifies(column)):
             continue
         groups = _groups(sample[name].combine_chunks())
-        message = _tells_class(name, groups, truth) if truth else _tells_number(name, groups, sample)
+        # A sum that overflows is infinite, and no share that is compared with it is near one.
+        with np.errstate(all="ignore"):
+            message = _tells_class(name, groups, truth) if truth else _tells_number(name, groups, sample)
         if message is not None:
             fix = "drop it if it is filled in only after the fact"
             found.append(Warn(code="leak", column=name, message=f"{message}; {fix}"))

@@ -66,7 +66,7 @@ class Moments:
     @property
     def skew(self) -> float | None:
         """The population's skewness, 0 for a symmetric column; None where it has no spread."""
-        if not self.count or not 0 < self.squares < 1e200:
+        if not self.count or not 1e-200 < self.squares < 1e200:
             return None
         return _finite(math.sqrt(self.count) * self.cubes / self.squares**1.5)
 
@@ -274,9 +274,10 @@ def _edges(found: Floats, column: ColumnSummary) -> Floats:
     """A bin for each value where there are few, else bins of about equally many rows."""
     values = np.unique(found)
     if len(values) <= BINS:
-        inner = values[:-1] + (values[1:] - values[:-1]) / 2
+        inner = values[:-1] / 2 + values[1:] / 2
     else:
-        inner = np.unique(np.quantile(found, np.linspace(0, 1, BINS + 1)[1:-1]))
+        with np.errstate(all="ignore"):
+            inner = np.unique(np.quantile(found, np.linspace(0, 1, BINS + 1)[1:-1]))
     inner = inner[(inner > column.low) & (inner < column.high)]
     return np.concatenate([[column.low], inner, [column.high]])
 

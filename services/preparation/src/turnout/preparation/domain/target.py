@@ -72,7 +72,9 @@ def target(file: PipelineFile, summary: Summary, unlabelled: int) -> Target:
     if found.distinct < 2:
         only = next(iter(found.counts), f"{found.low:g}")
         fix = "bring rows with another one" + (", or look at source.positive" if file.source.positive else "")
-        raise Invalid("source.label", f"constant label: '{label}' is {only} in all {summary.rows} rows", fix=fix)
+        what = "class" if file.task == "classification" else "value"
+        problem = f"constant label: one {what} only, '{label}' is {only} in all {summary.rows} rows"
+        raise Invalid("source.label", problem, fix=fix)
     if file.task == "regression":
         return Target(task=file.task, label=label)
     if found.distinct > MAX_CLASSES:
