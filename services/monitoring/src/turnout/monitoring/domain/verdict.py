@@ -45,10 +45,13 @@ class Evidence:
     stats: VersionStats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Try:
-    outcome: Literal["ok", "late", "error"]
-    milliseconds: float | None
+    """One attempt; one that was passed by is undecided (`outcome` None) until its router's trials are over."""
+
+    router: str
+    outcome: Literal["ok", "late", "error"] | None
+    milliseconds: float | None = None
     passed_by: bool = False
 
 
@@ -72,26 +75,30 @@ class Tries:
             return
         match attempt.outcome:
             case "ok" | "late" | "error":
-                self._off.pop(router, None)
-                self._recent.append(_Try(attempt.outcome, attempt.milliseconds))
+                self.restored(router)
+                self._recent.append(_Try(router, attempt.outcome, attempt.milliseconds))
             case "off":
                 self._passed_by(router, at)
             case "loading":
                 return
 
     def restored(self, router: str | None = None) -> None:
-        """A router asks the version again (None: whichever): what it passed by meanwhile is no evidence."""
-        if router is None:
-            self._off.clear()
-        else:
-            self._off.pop(router, None)
+        """A router asks the version again (None: whichever): that it was passed by meanwhile is no evidence."""
+        ended = [name for name in self._off if router is None or name == router]
+        if not ended:
+            return
+        for name in ended:
+            del self._off[name]
+        self._recent = deque(
+            (t for t in self._recent if t.outcome is not None or t.router not in ended), maxlen=self._recent.maxlen
+        )
 
     @property
     def stats(self) -> VersionStats:
         """The window's numbers."""
         times = sorted(t.milliseconds for t in self._recent if t.milliseconds is not None)
         return VersionStats(
-            requests=len(self._recent),
+            requests=sum(t.outcome is not None for t in self._recent),
             late=sum(t.outcome == "late" for t in self._recent),
             errors=sum(t.outcome == "error" for t in self._recent),
             p50=_rank(times, 0.5),
@@ -105,7 +112,7 @@ class Tries:
         if stats.requests < self._rules.min_samples or bad < self._rules.late_share * stats.requests:
             return None
         signal: Signal = "errors" if stats.errors > stats.late else "latency"
-        passed_by = sum(t.passed_by for t in self._recent)
+        passed_by = sum(t.passed_by and t.outcome is not None for t in self._recent)
         what = "failed" if signal == "errors" else "were late or failed"
         why = f"{bad} of the last {stats.requests} requests {what}"
         if passed_by:
@@ -122,28 +129,34 @@ class Tries:
         )
 
     def _passed_by(self, router: str, at: datetime) -> None:
-        off = self._off.setdefault(router, _Off(at))
-        off.waiting = min(off.waiting + 1, WINDOW * self._rules.min_samples)
+        off = self._off.get(router)
+        if off is None:
+            off = self._off[router] = _Off(at, self._named(router))
+        self._recent.append(_Try(router, None, passed_by=True))
         if off.trial is None and at - off.since >= OFF_BEFORE_TRIAL:
             off.trial = at
         if off.trial is None:
             return
         off.requests += 1
         if off.requests >= TRIAL_REQUESTS and at - off.trial >= TRIAL:
-            stats = self.stats
-            failed = "error" if stats.errors > stats.late else "late"
-            self._recent.extend([_Try(failed, None, passed_by=True)] * off.waiting)
-            off.waiting = 0
+            for one in self._recent:
+                if one.outcome is None and one.router == router:
+                    one.outcome = off.failed
+
+    def _named(self, router: str) -> Literal["late", "error"]:
+        """What a router's last tries came to before it took the version off."""
+        last = next((t.outcome for t in reversed(self._recent) if t.router == router and t.outcome), None)
+        return "error" if last == "error" else "late"
 
 
 @dataclass(slots=True)
 class _Off:
-    """A router's pause: since when, when trials began, requests since then, requests not yet counted."""
+    """A router's pause: since when, after what, when trials began and the requests since then."""
 
     since: datetime
+    failed: Literal["late", "error"]
     trial: datetime | None = None
     requests: int = 0
-    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
