@@ -1,0 +1,1 @@
+"""Where versions run, how they are tried, and the local files scoring keeps."""

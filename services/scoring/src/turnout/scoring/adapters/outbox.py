@@ -1,0 +1,268 @@
+"""Events on their way to the bus, in one SQLite file of this worker.
+
+One thread writes. It takes all that waits and commits it at once, so the requests of one turn of the event loop share
+one commit. `synchronous=FULL` survives a power cut, `NORMAL` a killed process (sqlite.org/pragma.html).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Literal
+
+import orjson
+
+from turnout.common.bus.cloudevents import encode
+from turnout.common.bus.port import Received, Record
+from turnout.common.errors import TurnoutError, Unavailable
+from turnout.common.events import Event
+
+# Relayed events stay this long to be found by their id, and at most this many.
+KEPT = 50_000
+# More appends than this at once wait their turn.
+_GROUP = 500
+_PATIENCE = 5.0
+
+_SCHEMA = """
+create table if not exists outbox (
+    position integer primary key autoincrement, ident text not null, pipeline text not null, entity text,
+    topic text not null, key blob, headers blob not null, value blob not null
+);
+create index if not exists outbox_ident on outbox (ident);
+create table if not exists relayed (only_one integer primary key check (only_one = 0), position integer not null);
+insert or ignore into relayed values (0, 0);
+"""
+
+
+class SqliteOutbox:
+    """See `Outbox`. A worker has a file of its own, on a volume that outlives it."""
+
+    def __init__(self, path: Path, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
+        self._path = path
+        self._synchronous = synchronous
+        self._work: SimpleQueue[_Task | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._trouble: str | None = None
+        self._arrived = asyncio.Event()
+
+    @property
+    def trouble(self) -> str | None:
+        """See `Outbox.trouble`."""
+        return self._trouble
+
+    async def add(self, events: Sequence[Event]) -> None:
+        """See `Outbox.add`."""
+        await self._ask(events=events)
+        self._arrived.set()
+
+    async def find(self, ident: str) -> Event | None:
+        """See `Outbox.find`."""
+        row = await self._ask(call=lambda db: _find(db, ident))
+        return None if row is None else _event(row)
+
+    async def take(self, most: int) -> tuple[Sequence[Record], int]:
+        """See `Outbox.take`."""
+        self._arrived.clear()
+        return await self._ask(call=lambda db: _take(db, most))
+
+    async def relayed(self, position: int) -> None:
+        """See `Outbox.relayed`."""
+        await self._ask(call=lambda db: _relayed(db, position), writes=True)
+
+    async def arrival(self) -> None:
+        """See `Outbox.arrival`."""
+        await self._arrived.wait()
+
+    async def waiting(self) -> int:
+        """See `Outbox.waiting`."""
+        return await self._ask(call=_waiting)
+
+    async def erase(self, pipeline: str, entity: str | None = None) -> None:
+        """See `Outbox.erase`."""
+        await self._ask(call=lambda db: _erase(db, pipeline, entity), writes=True)
+
+    async def close(self) -> None:
+        """See `Outbox.close`."""
+        if self._thread is not None:
+            self._work.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+
+    async def _ask(self, *, events: Sequence[Event] = (), call: _Call | None = None, writes: bool = False) -> Any:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write, name="outbox", daemon=True)
+            self._thread.start()
+        task = _Task(asyncio.get_running_loop().create_future(), events, call, writes)
+        self._work.put(task)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await task.future
+        except TimeoutError:
+            raise Unavailable("the outbox", f"the disk did not answer within {_PATIENCE:.0f} s") from None
+
+    # --- in the thread -------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        db: sqlite3.Connection | None = None
+        while (task := self._work.get()) is not None:
+            group = [task]
+            ended = False
+            while len(group) < _GROUP:
+                try:
+                    following = self._work.get_nowait()
+                except Empty:
+                    break
+                if following is None:
+                    ended = True
+                    break
+                group.append(following)
+            try:
+                db = db or _open(self._path, self._synchronous)
+            except (sqlite3.Error, OSError) as error:
+                _tell(self._failed(group, error))
+            else:
+                self._commit(db, group)
+            if ended:
+                break
+        if db is not None:
+            db.close()
+
+    def _commit(self, db: sqlite3.Connection, group: Sequence[_Task]) -> None:
+        """One transaction for all appends; the other tasks after it, each by itself."""
+        results: list[_Result] = []
+        appends: list[_Task] = []
+        rows: list[tuple[Any, ...]] = []
+        for task in group:
+            if task.call is not None:
+                continue
+            try:
+                rows += [_row(event) for event in task.events]
+            except TurnoutError as error:
+                results.append((task.future, None, error))
+            else:
+                appends.append(task)
+        if appends:
+            results += self._transaction(db, appends, lambda db: db.executemany(_INSERT, rows) and None, writes=True)
+        for task in group:
+            if task.call is not None:
+                results += self._transaction(db, [task], task.call, writes=task.writes)
+        _tell(results)
+
+    def _transaction(
+        self, db: sqlite3.Connection, tasks: Sequence[_Task], call: _Call, *, writes: bool
+    ) -> list[_Result]:
+        try:
+            with db:
+                db.execute("begin immediate" if writes else "begin")
+                result = call(db)
+        except (sqlite3.Error, OSError) as error:
+            return self._failed(tasks, error)
+        if writes:
+            self._trouble = None
+        return [(task.future, result, None) for task in tasks]
+
+    def _failed(self, tasks: Sequence[_Task], error: Exception) -> list[_Result]:
+        self._trouble = str(error) or type(error).__name__
+        return [(task.future, None, Unavailable("the outbox", self._trouble)) for task in tasks]
+
+
+_Call = Callable[[sqlite3.Connection], Any]
+_Result = tuple["asyncio.Future[Any]", Any, Exception | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Events to append, or a call on the database (`writes`: it changes something)."""
+
+    future: asyncio.Future[Any]
+    events: Sequence[Event]
+    call: _Call | None
+    writes: bool
+
+
+def _tell(results: Sequence[_Result]) -> None:
+    """Wake the event loop once for a whole group: each wake-up is a system call."""
+    if results:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            results[0][0].get_loop().call_soon_threadsafe(_settle, results)
+
+
+def _settle(results: Sequence[_Result]) -> None:
+    for future, result, error in results:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+_INSERT = "insert into outbox (ident, pipeline, entity, topic, key, headers, value) values (?, ?, ?, ?, ?, ?, ?)"
+
+
+def _open(path: Path, synchronous: str) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("pragma journal_mode = wal")
+    db.execute(f"pragma synchronous = {synchronous}")
+    db.executescript(_SCHEMA)
+    return db
+
+
+def _row(event: Event) -> tuple[Any, ...]:
+    record = encode(event)
+    ident = getattr(event, "score_id", None) or event.id
+    headers = orjson.dumps([(name, value.decode()) for name, value in record.headers])
+    entity = getattr(event, "entity", None)
+    return ident, event.pipeline, entity, record.topic, record.key, headers, record.value
+
+
+def _find(db: sqlite3.Connection, ident: str) -> tuple[Any, ...] | None:
+    """The score under `ident` if there is one, else whatever is (a request still to be answered)."""
+    return db.execute(
+        "select topic, key, headers, value from outbox where ident = ? and topic in ('ScoreProduced', 'ScoreRequested')"
+        " order by topic = 'ScoreProduced' desc, position limit 1",
+        (ident,),
+    ).fetchone()
+
+
+def _take(db: sqlite3.Connection, most: int) -> tuple[list[Record], int]:
+    rows = db.execute(
+        "select position, topic, key, headers, value from outbox"
+        " where position > (select position from relayed) order by position limit ?",
+        (most,),
+    ).fetchall()
+    return [_record(row[1:]) for row in rows], rows[-1][0] if rows else 0
+
+
+def _relayed(db: sqlite3.Connection, position: int) -> None:
+    db.execute("update relayed set position = max(position, ?)", (position,))
+    db.execute("delete from outbox where position <= ? - ?", (position, KEPT))
+
+
+def _waiting(db: sqlite3.Connection) -> int:
+    (count,) = db.execute("select count(*) from outbox where position > (select position from relayed)").fetchone()
+    return count
+
+
+def _erase(db: sqlite3.Connection, pipeline: str, entity: str | None) -> None:
+    if entity is None:
+        db.execute("delete from outbox where pipeline = ? and position <= (select position from relayed)", (pipeline,))
+    else:
+        db.execute("delete from outbox where pipeline = ? and entity = ?", (pipeline, entity))
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    topic, key, headers, value = row
+    return Record(topic, key, value, tuple((name, text.encode()) for name, text in orjson.loads(headers)))
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    return Received(_record(row), partition=0, offset=0, timestamp=datetime.fromtimestamp(0, UTC)).event()

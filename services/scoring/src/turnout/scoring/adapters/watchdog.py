@@ -1,0 +1,97 @@
+"""Ends a run whose time is over, through `RunOptions.terminate`.
+
+onnxruntime looks at the flag between nodes: a single long kernel runs to its end. Options once terminated stay so,
+which is why every run gets new ones.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, cast
+
+import onnxruntime as ort
+
+from turnout.scoring.ports import BrokenError, Output, TerminatedError
+
+# How late the watchdog may be, in seconds. It only ticks while runs go on: waking it for each would cost more than
+# most runs do.
+TICK = 0.002
+_IDLE_TICKS = 50
+
+
+class Watchdog:
+    """One thread that watches one run at a time."""
+
+    def __init__(self) -> None:
+        self._current: tuple[float, ort.RunOptions] | None = None
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def run(self, session: ort.InferenceSession, name: str, feeds: dict[str, Any], seconds: float) -> Output:
+        """The output `name` of one run. Raises `TerminatedError` when it took longer, `BrokenError` when it failed."""
+        options = ort.RunOptions()
+        options.log_severity_level = 4
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        self._current = (time.monotonic() + seconds, options)
+        if not self._wake.is_set():
+            self._wake.set()
+        try:
+            output = cast("Output", session.run([name], feeds, options)[0])
+        except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen kinds, all of them the graph's fault)
+            if options.terminate:
+                raise TerminatedError(f"ended after {seconds * 1000:.0f} ms") from None
+            raise BrokenError(first_line(error)) from None
+        finally:
+            self._current = None
+        return output
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._wake.set()
+
+    def _watch(self) -> None:
+        idle = 0
+        while not self._closed:
+            current = self._current
+            if current is None:
+                idle += 1
+                if idle > _IDLE_TICKS:
+                    self._wake.clear()
+                    if self._current is None:
+                        self._wake.wait()
+                    idle = 0
+                    continue
+            else:
+                idle = 0
+                at, options = current
+                if time.monotonic() >= at:
+                    options.terminate = True
+            time.sleep(TICK)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, short enough for an event."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
+def open_session(content: bytes) -> ort.InferenceSession:
+    """The graph in `content`, on one thread: a default session escapes the core its process is pinned to.
+
+    From bytes onnxruntime refuses everything outside of the file. Raises `BrokenError`.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Spinning threads and memory kept for reuse pay for large batches, not for one row of many models.
+    options.enable_cpu_mem_arena = False
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 (as in `run`)
+        raise BrokenError(f"onnxruntime does not load it: {first_line(error)}") from None

@@ -1,0 +1,1 @@
+"""What scoring decides, as plain functions and objects over plain data; time comes in as an argument."""

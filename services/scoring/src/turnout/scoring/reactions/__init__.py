@@ -1,0 +1,1 @@
+"""What scoring does: keeps versions loaded, asks them, makes answers durable, and sends them on."""

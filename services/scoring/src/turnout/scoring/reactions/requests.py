@@ -1,0 +1,67 @@
+"""`ScoreRequested` → `ScoreProduced`: the same chain, the same deadline, asked by event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import structlog
+
+from turnout.common.errors import Unavailable
+from turnout.common.events import Event, ScoreRequested
+from turnout.common.runtime.service import Clock
+from turnout.scoring.reactions.answering import Answering, LateError, Request
+from turnout.scoring.reactions.asking import Asking
+from turnout.scoring.reactions.fleet import Fleet
+from turnout.scoring.reactions.lane import INLINE_ROWS
+
+log = structlog.get_logger()
+
+
+class Requests:
+    """Answers a batch of requests; those past their expiry are dropped.
+
+    The score's id is the request's, so a request that is delivered twice has one score.
+    """
+
+    def __init__(self, fleet: Fleet, answering: Answering, asking: Asking, now: Clock) -> None:
+        self._fleet = fleet
+        self._answering = answering
+        self._asking = asking
+        self._now = now
+
+    async def __call__(self, events: Sequence[Event]) -> list[Event]:
+        """The scores, in the order of the requests. Raises `Invalid` and `Unavailable` as scoring does."""
+        now = self._now()
+        requests = [e for e in events if isinstance(e, ScoreRequested) and (e.expiry is None or e.expiry > now)]
+        dropped = len(events) - len(requests)
+        if dropped:
+            log.info("requests past their expiry dropped", count=dropped)
+        produced: list[Event] = []
+        for _, group in groupby(requests, key=lambda e: (e.pipeline, e.version)):
+            same = list(group)
+            for at in range(0, len(same), INLINE_ROWS):
+                produced += await self._score(same[at : at + INLINE_ROWS])
+        return produced
+
+    async def _score(self, events: Sequence[ScoreRequested]) -> Sequence[Event]:
+        first = events[0]
+        lineup = self._fleet.lineup(first.pipeline)
+        if lineup.missing() and not any(lane.available for lane in lineup.lanes.values()):
+            raise Unavailable(f"pipeline {first.pipeline}", "its versions are being loaded")
+        limits = [(e.expiry - self._now()).total_seconds() * 1000 for e in events if e.expiry is not None]
+        request = Request(
+            first.pipeline,
+            [dict(e.values or {}) for e in events],
+            [e.entity for e in events],
+            version=first.version,
+            timeout_ms=max(1.0, min(limits)) if limits else None,
+            where="values.",
+            score_ids=[e.id for e in events],
+            causes=events,
+        )
+        request = await self._asking.complete(request)
+        try:
+            return await self._answering.answer(request)
+        except LateError as error:
+            raise Unavailable(f"version {first.version}", str(error)) from None
