@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -60,9 +61,7 @@ class LocalLake:
         self.root = root.absolute()
 
     @contextmanager
-    def writer(
-        self, ref: DataSetRef, schema: pa.Schema, *, partition_by: Sequence[str] = ()
-    ) -> Generator[LocalWriter]:
+    def writer(self, ref: DataSetRef, schema: pa.Schema, *, partition_by: Sequence[str] = ()) -> Generator[LocalWriter]:
         """See `Lake.writer`. Raises `Invalid` for a partition column that `schema` lacks."""
         for column in partition_by:
             if column not in schema.names:
@@ -167,29 +166,32 @@ class LocalLake:
         folder = self._folder(ref)
         try:
             aside = _aside(self.root) / f"{uuid4().hex}.json"
-            _write_durably(
-                aside, manifest.model_copy(update={"files": files, "rows": rows}).model_dump_json().encode()
-            )
+            _write_durably(aside, manifest.model_copy(update={"files": files, "rows": rows}).model_dump_json().encode())
             crash_point("lake-erased")
             aside.replace(folder / "manifest.json")
             _sync_folder(folder)
-            for old in {Path(f.path).parts[0] for f in manifest.files} - {
-                Path(f.path).parts[0] for f in files
-            }:
+            for old in {Path(f.path).parts[0] for f in manifest.files} - {Path(f.path).parts[0] for f in files}:
                 shutil.rmtree(folder / old, ignore_errors=True)
         except OSError as error:
             raise _unavailable(error) from error
         return gone
 
-    def remove(self, pipeline: str) -> None:
-        """See `Lake.remove`. Each folder first leaves its name at once, then its files go."""
+    def remove(self, pipeline: str, before: datetime | None = None) -> None:
+        """See `Lake.remove`. Each data set first leaves its name at once, then its files go."""
+        limit = before.timestamp() if before is not None else math.inf
         for kind in KINDS:
             folder = self._pipeline_folder(kind, pipeline)
-            aside = _aside(self.root) / uuid4().hex
-            with suppress(FileNotFoundError):
-                folder.rename(aside)
-            crash_point("lake-removing")
-            shutil.rmtree(aside, ignore_errors=True)
+            for entry in _entries(folder):
+                manifest = _load_manifest(entry)
+                if (manifest.created.timestamp() if manifest else _newest(entry)) >= limit:
+                    continue
+                aside = _aside(self.root) / uuid4().hex
+                with suppress(FileNotFoundError):
+                    entry.rename(aside)
+                crash_point("lake-removing")
+                _delete(aside)
+            with suppress(OSError):
+                folder.rmdir()
 
     def sweep(self, older_than: datetime) -> int:
         """See `Lake.sweep`."""
@@ -245,9 +247,7 @@ class LocalLake:
                 # One file and few batches ahead: memory does not grow with the data.
                 batch_readahead=2,
                 fragment_readahead=1,
-                fragment_scan_options=ds.ParquetFragmentScanOptions(
-                    use_buffered_stream=True, pre_buffer=False
-                ),
+                fragment_scan_options=ds.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False),
             )
             for batch in scanner.to_batches():
                 if batch.num_rows:
@@ -408,9 +408,7 @@ class LocalWriter:
     def _folder_of(self, key: Mapping[str, object]) -> str:
         for column, value in key.items():
             if value == _HIVE_NULL:
-                raise Invalid(
-                    "partition_by", f"{column} holds {value!r}, which folders use for a missing value"
-                )
+                raise Invalid("partition_by", f"{column} holds {value!r}, which folders use for a missing value")
         folder = self._partitioning.format(_equal(key))[0]
         if max(len(part.encode()) for part in folder.split("/")) > MAX_NAME:
             raise Invalid("partition_by", f"a value is too long for a folder's name: {folder[:60]}…")
@@ -439,9 +437,7 @@ class LocalWriter:
 
 def _name(name: str, field: str) -> str:
     if not _NAME.fullmatch(name):
-        raise Invalid(
-            field, f"{name[:60]!r} is no name", fix="letters, digits, '.', '_' and '-', at most 200"
-        )
+        raise Invalid(field, f"{name[:60]!r} is no name", fix="letters, digits, '.', '_' and '-', at most 200")
     return name
 
 

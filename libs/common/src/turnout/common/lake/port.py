@@ -146,8 +146,8 @@ class Lake(Protocol):
         """
         ...
 
-    def remove(self, pipeline: str) -> None:
-        """Remove every data set and model file of a pipeline."""
+    def remove(self, pipeline: str, before: datetime | None = None) -> None:
+        """Remove every data set and model file of a pipeline, or those that were there `before` a moment."""
         ...
 
     def sweep(self, older_than: datetime) -> int:

@@ -1,0 +1,1 @@
+"""Reading files of every format as a stream of columns."""

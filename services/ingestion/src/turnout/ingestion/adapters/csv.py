@@ -1,0 +1,265 @@
+"""CSV, read in pieces that end with a record, each parsed by Arrow in a thread of its own.
+
+The fast way parses a piece straight into the lake's types. When a cell of it does not convert, the piece is parsed
+again as bytes and each column converted with reasons; the columns at fault are taken as bytes from then on.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions when it is imported.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from turnout.common.errors import Invalid
+from turnout.common.events import Warn
+from turnout.common.pipeline import Source
+from turnout.ingestion.adapters.files import SourceFile
+from turnout.ingestion.domain import records
+from turnout.ingestion.domain.convert import Converted, canonical, convert
+from turnout.ingestion.domain.fitting import Fitted, Rejected, gather
+from turnout.ingestion.domain.schema import SAMPLE_ROWS, Schema, check_names, header, looks_like_data
+from turnout.ingestion.ports import Limits, Piece
+
+_BOM = b"\xef\xbb\xbf"
+_SNIFF_BYTES = 4 * 2**20
+_SNIFF_LINES = 20
+# A record longer than this is a quote that was never closed.
+_MAX_RECORD = 64 * 2**20
+_FAST_TYPES: Mapping[str, pa.DataType] = {
+    "number": pa.float64(),
+    "category": pa.dictionary(pa.int32(), pa.string()),
+    "timestamp": pa.timestamp("us"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the text is to be read: all names of the file in order, and where its first record starts."""
+
+    names: tuple[str, ...]
+    delimiter: str
+    skip: int
+    first_line: int
+
+
+@dataclass
+class CsvSource:
+    """See `RowSource`. Raises `Invalid` for a file that holds no rows or is no UTF-8 text."""
+
+    file: SourceFile
+    source: Source
+    limits: Limits
+    warnings: list[Warn] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        with self.file.open() as stream:
+            self._head = stream.read(_SNIFF_BYTES)
+            self._whole = not stream.peek(1) if hasattr(stream, "peek") else False
+        self.layout = self._layout(self._head)
+
+    def sample(self) -> Mapping[str, pa.Array]:
+        """See `RowSource.sample`."""
+        data = self._head[self.layout.skip :]
+        if not self._whole:
+            data = data[: records.cut(data, self.layout.delimiter)] or data
+        table, _ = _parse(data, self.layout, {name: pa.binary() for name in self.layout.names})
+        return {name: _whole(table[name].slice(0, SAMPLE_ROWS)) for name in self.layout.names}
+
+    def pieces(self, schema: Schema) -> Iterator[Piece]:
+        """See `RowSource.pieces`."""
+        suspects: set[str] = set()
+        with self.file.open() as stream:
+            for data, line in self._segments(stream):
+                yield partial(
+                    _fit, data, line,
+                    layout=self.layout, schema=schema, null_values=self.source.null_values, suspects=suspects,
+                )  # fmt: skip
+
+    def _segments(self, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+        rest = stream.read(self.layout.skip)[self.layout.skip :]
+        line = self.layout.first_line
+        while block := stream.read(self.limits.piece_bytes):
+            data = rest + block
+            end = records.cut(data, self.layout.delimiter)
+            if end == 0 and len(data) > _MAX_RECORD:
+                raise self._unclosed(data, line)
+            rest = data[end:]
+            if end:
+                piece = data[:end] if rest else data
+                if piece.strip(b"\r\n"):
+                    yield piece, line
+                line += records.lines_in(piece)
+        if rest.strip(b"\r\n"):
+            if records.unclosed(rest, self.layout.delimiter) is not None:
+                raise self._unclosed(rest, line)
+            yield rest, line
+
+    def _unclosed(self, data: bytes, line: int) -> Invalid:
+        at = records.unclosed(data, self.layout.delimiter) or 0
+        return Invalid(
+            f"{self.file.name}: line {line + at}", "a quote is opened here and never closed",
+            fix="close it, or double a quote that is meant literally",
+        )  # fmt: skip
+
+    def _layout(self, head: bytes) -> Layout:
+        what = self.file.name
+        _check_encoding(head, what)
+        start = len(_BOM) if head.startswith(_BOM) else 0
+        found = records.records(head[start:], ",")
+        if not len(found.starts):
+            raise Invalid(what, "the file holds no line of text")
+        delimiter = self.source.delimiter or self._sniffed(head[start:], found)
+        if len(delimiter.encode()) != 1 or delimiter in '"\r\n':
+            raise Invalid("source.delimiter", f"{delimiter!r} cannot delimit", fix="one ASCII character")
+        found = records.records(head[start:], delimiter)
+        first = head[start + int(found.starts[0]) : start + int(found.ends[0])]
+        try:
+            cells = records.fields(first.decode(), delimiter)
+        except UnicodeDecodeError:
+            raise Invalid(f"{what}: header", "it is not UTF-8 text", fix="save the file as UTF-8") from None
+        if self.source.columns is not None:
+            names = list(self.source.columns)
+            check_names(names, what)
+            if len(cells) != len(names):
+                raise Invalid("source.columns", f"{len(names)} names, but {what} has {len(cells)} columns")
+            return Layout(tuple(names), delimiter, start, 1)
+        if len(found.starts) == 1 and self._whole and not looks_like_data(cells):
+            raise Invalid(what, "the file has a header and no row")
+        names, warnings = header(cells, what)
+        self.warnings.extend(warnings)
+        # The header ends where the next record starts; blank lines between them are skipped with it.
+        second = int(found.starts[1]) if len(found.starts) > 1 else len(head) - start
+        line = int(found.lines[1]) if len(found.starts) > 1 else 1
+        return Layout(tuple(names), delimiter, start + second, line + 1)
+
+    def _sniffed(self, head: bytes, found: records.Records) -> str:
+        lines = [found.text(head, at) for at in range(min(len(found.starts) - (not self._whole), _SNIFF_LINES))]
+        return records.sniff_delimiter(lines or [found.text(head, 0)])
+
+
+def _check_encoding(head: bytes, what: str) -> None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Invalid(what, "it is UTF-16 text", fix="save the file as UTF-8")
+    first = head.split(b"\n", 1)[0]
+    if b"\0" in first:
+        raise Invalid(what, "its first line holds NUL bytes: it is no text", fix="name its format in source.format")
+
+
+def _fit(
+    data: bytes, line: int, *, layout: Layout, schema: Schema, null_values: Sequence[str], suspects: set[str]
+) -> Fitted:
+    """One piece of the file whose first line is `line`; `suspects` are columns with cells that did not convert."""
+    try:
+        table, ragged = _parse(data, layout, _types(schema, suspects), ["", *null_values])
+        converted = {c.name: _checked(_whole(table[c.name]), c.name, null_values) for c in schema.columns}
+    except (pa.ArrowInvalid, _NotFinite):
+        table, ragged = _parse(data, layout, {name: pa.binary() for name in schema.names})
+        converted = {}
+    for column in schema.columns:
+        if column.name not in converted or pa.types.is_binary(table.schema.field(column.name).type):
+            cells = _whole(table[column.name])
+            found = convert(cells, column.kind, column.name, null_values)
+            converted[column.name] = found
+            if found.bad or not _converts(cells, column.kind, null_values):
+                suspects.add(column.name)
+    return _numbered(data, line, layout=layout, schema=schema, converted=converted, ragged=ragged)
+
+
+def _types(schema: Schema, suspects: set[str]) -> Mapping[str, pa.DataType]:
+    return {c.name: pa.binary() if c.name in suspects else _FAST_TYPES[c.kind] for c in schema.columns}
+
+
+class _NotFinite(Exception):  # noqa: N818 (it never leaves this module)
+    pass
+
+
+def _checked(cells: pa.Array, name: str, null_values: Sequence[str]) -> Converted:
+    """A column that Arrow has parsed into its fast type."""
+    if pa.types.is_dictionary(cells.type):
+        return canonical(cells, name, null_values)
+    if pa.types.is_timestamp(cells.type):
+        return Converted(pc.assume_timezone(cells, "UTC"), {})
+    if pa.types.is_floating(cells.type) and not pc.all(pc.is_finite(cells)).as_py():
+        raise _NotFinite
+    return Converted(cells, {})
+
+
+def _converts(cells: pa.Array, kind: str, null_values: Sequence[str]) -> bool:
+    """Whether Arrow's CSV reader would take the column in its fast type."""
+    if kind == "category":
+        return True
+    texts = pc.cast(cells, pa.string())
+    blank = pc.is_in(texts, value_set=pa.array(["", *null_values], pa.string()))
+    try:
+        pc.cast(pc.if_else(blank, pa.scalar(None, pa.string()), texts), _FAST_TYPES[kind])
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _numbered(
+    data: bytes, line: int, *, layout: Layout, schema: Schema, converted: Mapping[str, Converted],
+    ragged: Sequence[csv.InvalidRow],
+) -> Fitted:  # fmt: skip
+    """Give each row its line. One line a row needs no look at the text; anything else does."""
+    good = len(next(iter(converted.values())).values)
+    count = good + len(ragged)
+    simple = not ragged and not any(c.bad for c in converted.values())
+    if simple and count == records.lines_in(data) + (not data.endswith((b"\n", b"\r"))):
+        return gather(converted, np.arange(line, line + count), schema, lambda _: "")
+    found = records.records(data, layout.delimiter)
+    if len(found.starts) != count:
+        raise RuntimeError(f"{count} records parsed, {len(found.starts)} found from line {line}")
+    apart = np.array([row.number - 1 for row in ragged], np.int64)
+    whole: NDArray[np.int64] = np.delete(np.arange(count), apart)
+    fitted = gather(converted, line + found.lines[whole], schema, lambda row: found.text(data, int(whole[row])))
+    if not ragged:
+        return fitted
+    torn = [
+        Rejected(
+            line + int(found.lines[at]),
+            f"{row.actual_columns} fields instead of {row.expected_columns}",
+            found.text(data, int(at)),
+        )
+        for at, row in zip(apart, ragged, strict=True)
+    ]
+    return Fitted(fitted.good, sorted([*fitted.rejected, *torn], key=lambda r: r.row))
+
+
+def _parse(
+    data: bytes, layout: Layout, types: Mapping[str, pa.DataType], null_values: Sequence[str] | None = None
+) -> tuple[pa.Table, list[csv.InvalidRow]]:
+    """The columns in `types`, and the rows that have another number of fields."""
+    ragged: list[csv.InvalidRow] = []
+
+    def skip(row: csv.InvalidRow) -> str:
+        ragged.append(row)
+        return "skip"
+
+    table = csv.read_csv(
+        pa.BufferReader(data),
+        csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(layout.names)),
+        csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True, invalid_row_handler=skip),
+        csv.ConvertOptions(
+            column_types=dict(types),
+            include_columns=list(types),
+            null_values=list(null_values or ()),
+            strings_can_be_null=null_values is not None,
+            timestamp_parsers=[csv.ISO8601],
+        ),
+    )
+    return table, ragged
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

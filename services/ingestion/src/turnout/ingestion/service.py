@@ -1,0 +1,66 @@
+"""Ingestion put together."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+from fastapi import FastAPI
+
+from turnout.common.errors import Unavailable
+from turnout.common.events import EntityForgotten, ObservationReceived, PipelineRemoved, SourceDataAvailable
+from turnout.common.lake.port import Lake
+from turnout.common.runtime.environment import Environment
+from turnout.common.runtime.service import Clock, Reaction, Service
+from turnout.ingestion.adapters.extraction import extract, kept_schema
+from turnout.ingestion.http import routes
+from turnout.ingestion.ports import Limits
+from turnout.ingestion.reactions import Extraction, Forgetting, Observing, Removing
+from turnout.ingestion.settings import IngestionSettings
+
+log = structlog.get_logger()
+_SWEEP_EVERY = timedelta(hours=1)
+
+
+def build(environment: Environment) -> Service:
+    """The service over what the process offers."""
+    settings = IngestionSettings()
+    limits = Limits(
+        piece_bytes=settings.piece_bytes,
+        threads=settings.threads,
+        expansion=settings.expansion,
+        expansion_floor=settings.expansion_floor,
+    )
+    lake, pipelines, now = environment.lake, environment.pipelines, environment.now
+    extraction = Extraction(
+        lake, pipelines, environment.executor, extract,
+        roots=(*environment.settings.source_roots, environment.home), limits=limits, now=now,
+    )  # fmt: skip
+    observing = Observing(lake, pipelines, kept_schema, now)
+    app = FastAPI(title="Turnout ingestion", description="Files and observations into the lake.")
+    app.include_router(routes(environment.bus, observing.check, environment.keys.require("score"), now))
+    age = timedelta(hours=settings.sweep_hours)
+    return Service(
+        name="ingestion",
+        reactions=[
+            Reaction("extract", [SourceDataAvailable], extraction, long=True, parallel=settings.parallel),
+            Reaction("observe", [ObservationReceived], observing),
+            Reaction("forget", [EntityForgotten], Forgetting(lake, pipelines)),
+            Reaction("remove", [PipelineRemoved], Removing(lake)),
+        ],
+        app=app,
+        background=[lambda: _sweep(lake, now, age)],
+    )
+
+
+async def _sweep(lake: Lake, now: Clock, age: timedelta) -> None:
+    """Take away what writers left that died, now and every hour."""
+    while True:
+        try:
+            files = await asyncio.to_thread(lake.sweep, now() - age)
+        except Unavailable as error:
+            log.warning("the lake could not be swept", error=str(error))
+        else:
+            log.info("lake swept", files=files)
+        await asyncio.sleep(_SWEEP_EVERY.total_seconds())
