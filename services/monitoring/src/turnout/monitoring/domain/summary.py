@@ -7,8 +7,9 @@ numeric prediction, and one counter per bin of the training profile.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +109,8 @@ class Bins:
 
     def of(self, value: Cell) -> int | None:
         """Which bin holds the value: -1 one that training never saw, None if it is missing."""
+        if self.kind == "number" and type(value) is float and math.isfinite(value):
+            return self._between(value)
         try:
             found = cell(value, self.kind, "")
         except Invalid:
@@ -116,7 +119,9 @@ class Bins:
             return None
         if isinstance(found, str):
             return self.categories.index(found) if found in self.categories else -1
-        at = found if isinstance(found, float | int) else found.timestamp()
+        return self._between(found if isinstance(found, float | int) else found.timestamp())
+
+    def _between(self, at: float) -> int:
         # A value outside goes to the end bins, as in training; the last bin holds its upper edge.
         return min(max(bisect_right(self.edges, at) - 1, 0), len(self.edges) - 2)
 
@@ -272,16 +277,15 @@ class Summary:
 
 def summarise(scores: Iterable[ScoreProduced], shapes: Mapping[str, Shape]) -> dict[str, Summary]:
     """A summary per version that was asked or answered; `shapes` per version, where training's bins are known."""
-    summaries: dict[str, Summary] = {}
+    summaries: defaultdict[str, Summary] = defaultdict(Summary)
     for score in scores:
-        answering = summaries.setdefault(score.version, Summary())
-        answering.answered(score, shapes.get(score.version, {}))
+        summaries[score.version].answered(score, shapes.get(score.version, {}))
         for attempt in score.attempts:
-            asked = summaries.setdefault(attempt.version, Summary())
+            asked = summaries[attempt.version]
             asked.tried(attempt)
             if attempt.outcome != "ok" and (attempt.version != score.version or score.served_by in VERSIONLESS):
                 asked.fallbacks[attempt.outcome] += 1
-    return summaries
+    return dict(summaries)
 
 
 def merge(into: dict[str, Summary], more: Mapping[str, Summary]) -> None:
