@@ -360,6 +360,7 @@ class RawDataExtracted(Event):
     rows_read: int
     rows_written: int
     rows_quarantined: int
+    warnings: tuple[Warn, ...] = ()
     spec_id: str
     train: bool | None = None
 
