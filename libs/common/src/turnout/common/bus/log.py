@@ -186,7 +186,8 @@ class Log:
 
     def data_version(self) -> int:
         """Changes when another connection, of this process or another, has committed."""
-        return self._one("PRAGMA data_version")
+        with self._reported():
+            return self._one("PRAGMA data_version")
 
     def partitions(self, topics: Iterable[str] | None = None) -> list[Partition]:
         """Every partition, or those of `topics` that exist."""

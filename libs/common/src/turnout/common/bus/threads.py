@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import structlog
+
 from turnout.common.bus.log import Fenced, Log
 from turnout.common.errors import Unavailable
 
 T = TypeVar("T")
+log = structlog.get_logger()
 
 POLL_SECONDS = 0.025
 # Records in one commit: beyond this the flush is cheap beside the rest, and others have waited long enough.
@@ -185,18 +188,26 @@ class Reader(LogThread):
                 self._answer(call)
             if time.monotonic() - looked >= POLL_SECONDS:
                 looked = time.monotonic()
-                with contextlib.suppress(Unavailable):
-                    log = self._opened()
-                    found = log.data_version()
-                    self._look(log, found != version)
-                    version = found
+                version = self._watch(version)
         self._end()
+
+    def _watch(self, version: int) -> int:
+        found = version
+        try:
+            opened = self._opened()
+            found = opened.data_version()
+            self._look(opened, found != version)
+        except Unavailable:
+            return version
+        except Exception:
+            log.exception("the bus's watch failed")
+        return found
 
     def _answer(self, call: Call[Any]) -> None:
         try:
-            log = self._opened()
-            with log.reading():
-                call.perform(log)
+            opened = self._opened()
+            with opened.reading():
+                call.perform(opened)
         except Exception as error:  # noqa: BLE001 (whoever waits must hear of it)
             call.error = error
         _resolve([call])
