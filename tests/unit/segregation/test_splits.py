@@ -176,7 +176,7 @@ def test_rows_without_a_time_train_and_are_told() -> None:
     assert [warn.code for warn in found.warnings] == ["no_event_time"]
     with pytest.raises(Invalid, match="missing in every row"):
         split("time", replace(of, times=np.full(10, NO_TIME)))
-    with pytest.raises(Invalid, match="declare source.event_time"):
+    with pytest.raises(Invalid, match=r"declare source\.event_time"):
         split("time", replace(of, times=None))
 
 

@@ -163,10 +163,13 @@ class UpdateOnline:
     async def __call__(self, events: Sequence[Event]) -> Sequence[Event]:
         """Nothing comes out. Raises `Invalid` for a value that is not of its column's kind; then nothing is kept."""
         observations = [event for event in events if isinstance(event, ObservationReceived)]
-        files = {name: await self.pipelines.file(name) for name in self.pipelines.names()}
+        # Their own first: an unknown name makes the view read the topic again.
+        names = [*dict.fromkeys(event.pipeline for event in observations)]
+        files = {name: await self.pipelines.file(name) for name in names}
+        files |= {name: await self.pipelines.file(name) for name in self.pipelines.names()}
         puts: list[tuple[str, ObservationReceived, Values]] = []
         for observation in observations:
-            own = files.get(observation.pipeline) or await self.pipelines.file(observation.pipeline)
+            own = files[observation.pipeline]
             kept = stored_values(observation.values, await self._kinds(own), own)
             puts.append((observation.pipeline, observation, kept))
             for name, wanted in _joining(files, observation.pipeline):
