@@ -1,0 +1,1 @@
+"""Fitting candidates and writing them as graphs; pure computation."""
