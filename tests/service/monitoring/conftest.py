@@ -44,7 +44,7 @@ class System:
         """Until every reaction has done all there is."""
         async with asyncio.timeout(seconds):
             for group in GROUPS:
-                while self.bus.polled(group) is None or any((await self.bus.lag(group)).values()):  # noqa: ASYNC110
+                while self.bus.polled(group) is None or any((await self.bus.lag(group)).values()):
                     await asyncio.sleep(0.01)
 
     async def report(self, pipeline: str = "p") -> dict:

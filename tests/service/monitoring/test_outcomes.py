@@ -15,6 +15,7 @@ from turnout.common.bus.port import Record
 from turnout.common.events import (
     Event,
     ModelDegraded,
+    ModelReady,
     ObservationReceived,
     RoutingChanged,
     ScoreProduced,
@@ -134,6 +135,60 @@ async def test_killed_after_a_table_was_published_it_is_written_down_later(
         assert await system.actions() == ["deployed", "deployed", expected]
         (newest,) = await published(system.bus, RoutingChanged)
         assert newest.table.version == 3
+
+
+async def test_killed_after_outcomes_were_kept_they_are_joined_and_judged(
+    home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = asyncio.Event()
+
+    def crash_point(name: str) -> None:
+        if name == "monitoring.outcomes-kept":
+            gone.set()
+            raise Crash
+
+    async with home.started() as system:
+        await deploy(system, "1", "2")
+        await system.bus.publish(*[now(score(f"s-{n}", version="2")) for n in range(60)])
+        await system.quiet()
+        monkeypatch.setattr(reactions, "crash_point", crash_point)
+        await system.bus.publish(*[outcome(f"s-{n}", "no") for n in range(60)])
+        await asyncio.wait_for(gone.wait(), 10)
+    monkeypatch.undo()
+    async with home.started() as system:
+        await system.quiet()
+        assert (await system.report())["outcomes"] == 60
+        (degraded,) = await published(system.bus, ModelDegraded)
+        assert degraded.signal == "accuracy"
+
+
+@pytest.mark.parametrize("what", ["removal", "forgetting"])
+async def test_killed_after_a_wish_was_published_it_is_fulfilled(
+    home, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash_point(name: str) -> None:
+        if name == f"monitoring.{what}-published":
+            raise Crash
+
+    async with home.started() as system:
+        await declare(system.environment, file())
+        await deploy(system, "1")
+        await system.bus.publish(now(score("s-1", entity="ada")), now(score("s-2", entity="bob")))
+        await system.quiet()
+        monkeypatch.setattr(reactions, "crash_point", crash_point)
+        path, body = ("remove", {}) if what == "removal" else ("forget", {"entity": "ada"})
+        with pytest.raises(Crash):
+            await system.client.post(f"/pipelines/p/{path}", json=body)
+    monkeypatch.undo()
+    async with home.started() as system:
+        await system.quiet()
+        left = [s.score_id for s in await system.environment.history.scores("p")]
+        assert left == ([] if what == "removal" else ["s-2"])
+        assert (await system.client.get("/pipelines/p")).status_code == (404 if what == "removal" else 200)
+        assert (await system.actions())[-1] == ("removed" if what == "removal" else "forgotten")
+        assert (await published(system.bus, ModelReady) == []) == (what == "removal")
+        on_the_bus = [s.entity for s in await published(system.bus, ScoreProduced)]
+        assert on_the_bus == (["ada", "bob"] if what == "removal" else ["bob"])
 
 
 async def test_outcomes_come_late_twice_out_of_order_and_before_their_score(system) -> None:

@@ -100,7 +100,9 @@ def test_progress_keeps_the_newest() -> None:
     assert stage is not None
     assert (stage.detail, stage.failed) == ("training: no rows", True)
     progress.take(score())
-    progress.forget("p")
+    progress.forget("p", at(8))
+    assert progress.of("p") is not None
+    progress.forget("p", at(9))
     assert progress.of("p") is None
 
 

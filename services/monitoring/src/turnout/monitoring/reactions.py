@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import structlog
 
 from turnout.common import telemetry
-from turnout.common.bus.port import Bus, Record, Topic
+from turnout.common.bus.port import Bus, Record
 from turnout.common.errors import Invalid, Unavailable, Unknown
 from turnout.common.events import (
     EntityForgotten,
@@ -53,7 +53,7 @@ AUTOMATION = "monitoring"
 # Decisions of a pipeline that are read back at the start; far more than a year of daily deployments.
 TRAIL = 10_000
 # What the bus still holds of an entity goes at once; everything else goes by its own reaction.
-OF_ENTITIES: Sequence[Topic] = (ObservationReceived, ScoreProduced, ScoreRequested)
+OF_ENTITIES: Sequence[type[Event]] = (ObservationReceived, ScoreProduced, ScoreRequested)
 DEAD = ".dead"
 
 log = structlog.get_logger()
@@ -134,20 +134,20 @@ class Watch:
 
     async def removed(self, events: Sequence[Event]) -> Sequence[Event]:
         """A pipeline ended."""
+        await self._begin()
         for event in _of(events, PipelineRemoved):
             async with self._locks[event.pipeline]:
-                await self._begin()
                 await self._history.remove(event.pipeline)
-                self._end(event)
+                await self._end(event)
         return ()
 
     async def forgotten(self, events: Sequence[Event]) -> Sequence[Event]:
         """A person asked to be forgotten."""
+        await self._begin()
         for event in _of(events, EntityForgotten):
             async with self._locks[event.pipeline]:
-                await self._begin()
-                self._forgotten[event.pipeline, event.entity] = event.time
                 await self._history.forget(event.pipeline, event.entity)
+                await self._forget(event)
         return ()
 
     # --- what a person decides ----------------------------------------------------------------------------------
@@ -188,12 +188,7 @@ class Watch:
             tombstones = [Record(topic.topic(), key, None) for topic in (RoutingChanged, PipelineDeclared)]
             await self._bus.publish(event, *tombstones)
             crash_point("monitoring.removal-published")
-            await self._history.add_audit(
-                Audit(event.id, event.time, pipeline, by, REMOVED, pipeline, why or f"{by} removed it", {})
-            )
-            # A service that starts later must not load what is gone.
-            await self._bus.erase(ModelReady, pipeline)
-            self._end(event)
+            await self._end(event, why)
             return event
 
     async def forget(self, pipeline: str, entity: str, *, by: str, why: str = "") -> EntityForgotten:
@@ -206,14 +201,7 @@ class Watch:
             event = EntityForgotten.first(source=SOURCE, at=self._now(), pipeline=pipeline, entity=entity, by=by)
             await self._bus.publish(event)
             crash_point("monitoring.forgetting-published")
-            self._forgotten[pipeline, entity] = event.time
-            for topic in OF_ENTITIES:
-                await self._bus.erase(topic, entity)
-                await self._bus.erase(f"{_name(topic)}{DEAD}", entity)
-            subject = content_id("entity", pipeline, entity)
-            await self._history.add_audit(
-                Audit(event.id, event.time, pipeline, by, "forgotten", subject, why or f"{by} asked for it", {})
-            )
+            await self._forget(event, why)
             return event
 
     # --- what is asked ------------------------------------------------------------------------------------------
@@ -460,16 +448,32 @@ class Watch:
             case _:
                 return
 
-    def _end(self, event: PipelineRemoved) -> None:
+    async def _end(self, event: PipelineRemoved, why: str = "") -> None:
         """Drop what came before the removal; a pipeline declared again by that name stays."""
         self._learn(event)
+        entry = _entry(event, REMOVED, event.pipeline, why or f"{event.by} removed it", who=event.by)
+        await self._history.add_audit(entry)
         known = self._versions.pop(event.pipeline, {})
         living = {version: ready for version, ready in known.items() if not self._is_over(ready)}
-        if living:
-            self._versions[event.pipeline] = living
         standing = self._standings.get(event.pipeline)
         if standing is not None and (standing.routing is None or self._is_over(standing.routing)):
             del self._standings[event.pipeline]
+        if living:
+            self._versions[event.pipeline] = living
+        else:
+            # A service that starts later must not load what is gone.
+            await self._bus.erase(ModelReady, event.pipeline)
+
+    async def _forget(self, event: EntityForgotten, why: str = "") -> None:
+        """Take the entity off the bus, and remember that what still comes of it from before is not to be kept."""
+        self._learn(event)
+        for topic in OF_ENTITIES:
+            await self._bus.erase(topic, event.entity)
+            await self._bus.erase(f"{topic.topic()}{DEAD}", event.entity)
+        subject = content_id("entity", event.pipeline, event.entity)
+        await self._history.add_audit(
+            _entry(event, "forgotten", subject, why or f"{event.by} asked for it", who=event.by)
+        )
 
     def _is_over(self, event: Event, entity: str | None = None) -> bool:
         """Whether the event comes from before its pipeline's removal, or its entity's wish to be forgotten."""
@@ -494,7 +498,7 @@ class Follow:
         async for received in self._bus.follow(kind):
             event = _event(received.event) if received.record.value is not None else None
             if isinstance(event, PipelineRemoved):
-                self._progress.forget(event.pipeline)
+                self._progress.forget(event.pipeline, event.time)
             elif event is not None:
                 self._progress.take(event)
 
@@ -547,10 +551,6 @@ def _event(read: Callable[[], Event]) -> Event | None:
         return read()
     except Invalid:
         return None
-
-
-def _name(topic: Topic) -> str:
-    return topic if isinstance(topic, str) else topic.topic()
 
 
 def _changed(cause: Event, decision: Decision, *, at: datetime) -> RoutingChanged | None:

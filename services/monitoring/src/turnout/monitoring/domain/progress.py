@@ -54,9 +54,11 @@ class Progress:
         """Where the pipeline stands."""
         return self._stages.get(pipeline)
 
-    def forget(self, pipeline: str) -> None:
-        """The pipeline ended."""
-        self._stages.pop(pipeline, None)
+    def forget(self, pipeline: str, at: datetime) -> None:
+        """The pipeline ended then; what one of that name did later stays."""
+        known = self._stages.get(pipeline)
+        if known is not None and known.at <= at:
+            del self._stages[pipeline]
 
 
 def stage_of(event: Event) -> Stage | None:

@@ -45,7 +45,7 @@ class Evidence:
     stats: VersionStats
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Try:
     """One attempt; one that was passed by is undecided (`outcome` None) until its router's trials are over."""
 
@@ -114,9 +114,9 @@ class Tries:
         signal: Signal = "errors" if stats.errors > stats.late else "latency"
         passed_by = sum(t.passed_by and t.outcome is not None for t in self._recent)
         what = "failed" if signal == "errors" else "were late or failed"
-        why = f"{bad} of the last {stats.requests} requests {what}"
+        why = f"{bad - passed_by} of the last {stats.requests} requests {what}"
         if passed_by:
-            why += f" ({passed_by} of them passed it by: its router had taken it off, and its trials failed)"
+            why += f", {passed_by} passed it by: its router had taken it off, and its trials failed too"
         return Evidence(signal, why, stats)
 
     @property
@@ -132,6 +132,10 @@ class Tries:
         off = self._off.get(router)
         if off is None:
             off = self._off[router] = _Off(at, self._named(router))
+        # The tries that it was taken off for stay in the window: they are the better evidence.
+        passed_by = [t for t in self._recent if t.passed_by and t.router == router]
+        if len(passed_by) >= self._rules.min_samples:
+            self._recent.remove(passed_by[0])
         self._recent.append(_Try(router, None, passed_by=True))
         if off.trial is None and at - off.since >= OFF_BEFORE_TRIAL:
             off.trial = at
