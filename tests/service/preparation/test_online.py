@@ -29,6 +29,10 @@ async def features(bench: Workbench, entity: str = "e-1", pipeline: str = "p") -
     return dict(found[entity].values) if entity in found else {}
 
 
+def forgotten(entity: str) -> EntityForgotten:
+    return EntityForgotten.first(source="/monitoring", at=T0, pipeline="p", entity=entity)
+
+
 async def test_values_are_kept_as_the_schema_says(bench: Workbench) -> None:
     await bench.declare(DECLARED)
     values = {"id": "e-1", "age": "41", "colour": 3.0, "since": "2026-01-01 08:00", "y": 1, "extra": "x"}
@@ -87,15 +91,16 @@ async def test_a_joining_pipeline_gets_the_columns_that_it_joins(bench: Workbenc
     )
     await bench.online()([observation(values={"age": 5.0, "colour": "red"})])
     assert await features(bench, pipeline="q") == {"age": 5.0}
+    await Forget(bench.environment.online, bench.environment.pipelines)([forgotten("e-1")])
+    assert await features(bench, pipeline="q") == {}
 
 
 async def test_forgetting_and_removing(bench: Workbench) -> None:
     await bench.declare(DECLARED)
     await bench.online()([observation(entity=name, values={"age": 1.0}) for name in ("e-1", "e-2")])
-    forget = Forget(bench.environment.online)
-    gone = EntityForgotten.first(source="/monitoring", at=T0, pipeline="p", entity="e-1")
+    forget = Forget(bench.environment.online, bench.environment.pipelines)
     for _ in range(2):
-        assert await forget([gone]) == []
+        assert await forget([forgotten("e-1")]) == []
     assert await features(bench, "e-1") == {}
     assert await features(bench, "e-2") == {"age": 1.0}
     await forget([PipelineRemoved.first(source="/monitoring", at=T0, pipeline="p")])

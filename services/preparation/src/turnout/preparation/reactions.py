@@ -193,9 +193,14 @@ class UpdateOnline:
 
 @dataclass(frozen=True)
 class Forget:
-    """`PipelineRemoved` and `EntityForgotten` → what the online store kept goes."""
+    """`PipelineRemoved` and `EntityForgotten` → what the online store kept goes.
+
+    A pipeline that joins the entity's columns holds them too; there the whole entity goes, and the next observation
+    brings the rest back.
+    """
 
     online: OnlineStore
+    pipelines: Pipelines
 
     async def __call__(self, events: Sequence[Event]) -> Sequence[Event]:
         """Nothing comes out; once more changes nothing."""
@@ -204,10 +209,15 @@ class Forget:
                 case PipelineRemoved():
                     await self.online.remove(event.pipeline)
                 case EntityForgotten():
-                    await self.online.forget(event.pipeline, event.entity)
+                    for name in (event.pipeline, *await self._joining(event.pipeline)):
+                        await self.online.forget(name, event.entity)
                 case _:
                     pass
         return []
+
+    async def _joining(self, source: str) -> list[str]:
+        files = {name: await self.pipelines.file(name) for name in self.pipelines.names()}
+        return [name for name, _ in _joining(files, source)]
 
 
 def stored_values(found: Values, kinds: Mapping[str, Kind], file: PipelineFile) -> Values:

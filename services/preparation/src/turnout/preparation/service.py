@@ -17,6 +17,6 @@ def build(env: Environment) -> Service:
         reactions=(
             Reaction("features", (RawDataExtracted,), generate, long=True),
             Reaction("online", (ObservationReceived,), update),
-            Reaction("forget", (PipelineRemoved, EntityForgotten), Forget(env.online)),
+            Reaction("forget", (PipelineRemoved, EntityForgotten), Forget(env.online, env.pipelines)),
         ),
     )
