@@ -6,23 +6,68 @@ what they do belongs to the services.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, ParamSpec, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from turnout.common import expression
 from turnout.common.errors import Invalid, Unknown
 from turnout.common.ids import content_id
 from turnout.common.values import Kind
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 Task = Literal["classification", "regression", "clustering", "features"]
 Format = Literal["csv", "parquet", "arrow", "json"]
 ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
+
+# How an `Invalid` of ours, or the errors of a step's options, travel through pydantic: it adds the location.
+_OURS = "turnout"
+_NESTED = "turnout_options"
+_MISSING = "is missing"
+
+
+def _located(check: Callable[P, T]) -> Callable[P, T]:
+    """A validator that may raise `Invalid` about a field of its own section (or "" for the section itself)."""
+
+    @wraps(check)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return check(*args, **kwargs)
+        except Invalid as error:
+            raise PydanticCustomError(_OURS, "it is not valid", {"error": error}) from None
+
+    return checked
+
+
+@_located
+def _choice(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        fix = f"write [{value}] for one column" if isinstance(value, str) else "for example [age, income]"
+        raise Invalid("", "it is neither number, nor category, nor a list of names", fix=fix) from None
+
+
 # A choice of columns: all of a kind, or by name.
-Columns = Literal["number", "category"] | tuple[ColumnName, ...]
+Columns = Annotated[Literal["number", "category"] | tuple[ColumnName, ...], WrapValidator(_choice)]
 
 ALGORITHMS: Mapping[str, tuple[Task, ...]] = {
     "linear_regression": ("regression",),
@@ -66,14 +111,15 @@ class Source(Section):
     partition_by: tuple[ColumnName, ...] = ()
 
     @model_validator(mode="after")
+    @_located
     def _check(self) -> Self:
         if self.columns and len(set(self.columns)) < len(self.columns):
             twice = next(c for i, c in enumerate(self.columns) if c in self.columns[:i])
-            raise Invalid("source.columns", f"'{twice}' stands there twice", fix="give each column a name of its own")
+            raise Invalid("columns", f"'{twice}' stands there twice", fix="give each column a name of its own")
         if self.positive is not None:
-            node = expression.parse(self.positive, "source.positive")
-            if self.label is None or expression.columns(node) != {self.label}:
-                raise Invalid("source.positive", "it must speak of the label alone", fix=f"for example: {self.label} > 0")
+            node = expression.parse(self.positive, "positive")
+            if self.label is None or expression.columns(node) != frozenset({self.label}):
+                raise Invalid("positive", "it must speak of the label alone", fix=f"for example: {self.label} > 0")
         return self
 
 
@@ -93,8 +139,9 @@ class Derive(Section):
     expression: str = Field(alias="as")
 
     @model_validator(mode="after")
+    @_located
     def _check(self) -> Self:
-        expression.parse(self.expression, f"derive '{self.column}'")
+        expression.parse(self.expression, "as")
         return self
 
 
@@ -163,6 +210,7 @@ class PreparationStep(Section):
 
     @model_validator(mode="before")
     @classmethod
+    @_located
     def _from_file(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and set(value) == {"name", "options"}:
             name, options = value["name"], value["options"]
@@ -171,13 +219,17 @@ class PreparationStep(Section):
         elif isinstance(value, str):
             name, options = value, {}
         else:
-            raise Invalid("preparation", "a step is one name with its options", fix="{impute: {columns: number}}")
+            raise Invalid("", "a step is one name with its options", fix="{impute: {columns: number}}")
         kinds = {**ROWWISE, **LEARNED}
         if name not in kinds:
-            raise Unknown.name("preparation", "step", name, kinds)
+            raise Unknown.name("", "step", name, kinds)
         if isinstance(options, Section):
             return {"name": name, "options": options}
-        return {"name": name, "options": kinds[name].model_validate(options or {})}
+        try:
+            return {"name": name, "options": kinds[name].model_validate(options or {})}
+        except ValidationError as error:
+            context = {"name": name, "errors": error.errors(include_url=False)}
+            raise PydanticCustomError(_NESTED, "its options are not valid", context) from None
 
 
 class Segregation(Section):
@@ -194,9 +246,10 @@ class Segregation(Section):
     function: str | None = None
 
     @model_validator(mode="after")
+    @_located
     def _check(self) -> Self:
         if self.strategy == "custom" and (self.column is None) == (self.function is None):
-            raise Invalid("segregation", "custom needs either a column or a function", fix="column: fold")
+            raise Invalid("", "custom needs either a column or a function", fix="column: fold")
         return self
 
 
@@ -209,9 +262,10 @@ class Candidate(Section):
     samples: Annotated[int, Field(ge=1, le=500)] | None = None
 
     @model_validator(mode="after")
+    @_located
     def _check(self) -> Self:
         if "." not in self.algorithm and self.algorithm not in ALGORITHMS:
-            raise Unknown.name("training.candidates", "algorithm", self.algorithm, ALGORITHMS)
+            raise Unknown.name("algorithm", "algorithm", self.algorithm, ALGORITHMS)
         return self
 
 
@@ -284,6 +338,7 @@ class PipelineFile(Section):
     retraining: Annotated[Retraining, BeforeValidator(_unquoted_on)] = Retraining()
 
     @model_validator(mode="after")
+    @_located
     def _check(self) -> Self:
         if self.task in ("classification", "regression") and self.source.label is None:
             raise Invalid("source.label", f"a {self.task} needs a label", fix="name the column to predict")
@@ -317,6 +372,19 @@ class PipelineFile(Section):
         return METRICS[self.task][self.metric]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen:
+                raise Invalid(f"line {key.start_mark.line + 1}", f"'{key.value}' stands there twice", fix="keep one")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: Path) -> PipelineFile:
     """The file at `path`, its relative source made absolute beside it. Raises `Invalid`."""
     try:
@@ -335,7 +403,7 @@ def read(path: Path) -> PipelineFile:
 def parse(text: str) -> PipelineFile:
     """The file in `text` (YAML 1.1). Raises `Invalid` naming the field and, where there is one, the nearest name."""
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "the file"
@@ -350,37 +418,83 @@ def parse(text: str) -> PipelineFile:
 
 def in_words(error: ValidationError, model: type[BaseModel]) -> Invalid:
     """pydantic's findings as one `Invalid`: the first names the field, the others follow in the text."""
-    found = [_in_words(detail, model) for detail in error.errors(include_url=False)]
+    found = _unmissed([_in_words(detail, model) for detail in _details(error.errors(include_url=False), ())])
     first, *others = found
     if not others:
         return first
     return Invalid(first.field, "; ".join([str(first).removeprefix(f"{first.field}: "), *map(str, others)]))
 
 
-def _in_words(detail: Any, model: type[BaseModel]) -> Invalid:
-    location = tuple(detail["loc"])
-    field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".") or "the file"
+def _details(errors: Sequence[ErrorDetails], before: tuple[int | str, ...]) -> Iterator[ErrorDetails]:
+    """Every finding with its whole location, those inside of a step's options too."""
+    for detail in errors:
+        location = (*before, *detail["loc"])
+        if detail["type"] == _NESTED:
+            context = detail.get("ctx", {})
+            yield from _details(context["errors"], (*location, context["name"]))
+        else:
+            yield {**detail, "loc": location}
+
+
+def _unmissed(found: Sequence[Invalid]) -> list[Invalid]:
+    """Misspelt names first, and not followed by the news that the right one is missing."""
+    meant = {
+        _beside(error.field, error.fix.split("'")[1])
+        for error in found
+        if isinstance(error, Unknown) and error.fix is not None and error.fix.startswith("did you mean")
+    }
+    kept = [error for error in found if error.problem != _MISSING or error.field not in meant]
+    return sorted(kept, key=lambda error: not isinstance(error, Unknown))
+
+
+def _beside(field: str, name: str) -> str:
+    """The field `name` in the section of `field`."""
+    section, dot, _ = field.rpartition(".")
+    return f"{section}{dot}{name}"
+
+
+def _in_words(detail: ErrorDetails, model: type[BaseModel]) -> Invalid:
+    location = detail["loc"]
+    field = _path(location)
     match detail["type"]:
+        case kind if kind == _OURS:
+            error: Invalid = detail.get("ctx", {})["error"]
+            where = _path((*location, error.field)) if error.field else field
+            return type(error)(where, error.problem, fix=error.fix)
         case "extra_forbidden":
             return Unknown.name(field, "key", location[-1], _keys(model, location[:-1]))
+        case "literal_error":
+            expected = re.findall(r"'([^']+)'", detail.get("ctx", {})["expected"])
+            return Unknown.name(field, "value", detail["input"], expected)
         case "missing":
-            return Invalid(field, "is missing", fix="it is required")
-        case "string_pattern_mismatch" if location == ("pipeline",):
+            return Invalid(field, _MISSING, fix="it is required")
+        case "string_pattern_mismatch" if location[-1:] == ("pipeline",):
             return Invalid(field, f"{detail['input']!r} is no pipeline name", fix="small letters, digits and hyphens")
         case _:
-            return Invalid(field, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, found {detail['input']!r:.60}")
+            message = f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
+            return Invalid(field, f"{message}, found {detail['input']!r:.60}")
 
 
-def _keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+def _path(location: Sequence[int | str]) -> str:
+    """`("training", "candidates", 0)` as `training.candidates[0]`."""
+    joined = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return joined.removeprefix(".") or "the file"
+
+
+def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Names that may stand where `location` points, as far as the models tell."""
-    current: type[BaseModel] = model
+    current = model
     for part in location:
-        info = current.model_fields.get(str(part)) if isinstance(part, str) else None
-        annotation = info.annotation if info else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            current = annotation
-        elif part in LEARNED or part in ROWWISE:
-            current = {**LEARNED, **ROWWISE}[part]
-        elif part == "candidates":
-            current = Candidate
-    return [field.alias or name for name, field in current.model_fields.items()]
+        if isinstance(part, str):
+            step = {**LEARNED, **ROWWISE}.get(part)
+            fields = {info.alias or name: info for name, info in current.model_fields.items()}
+            found = _model_in(fields[part].annotation) if part in fields else step
+            current = found or current
+    return [info.alias or name for name, info in current.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation is, or holds: `tuple[Candidate, ...]`, `Part | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner)) is not None), None)
