@@ -11,8 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from buses import ADAPTERS, GROUP, answer, events_of, numbered, open_bus, process
 from builders import declared, pipeline_file, routing, score_produced
+from buses import ADAPTERS, GROUP, answer, events_of, numbered, open_bus, process
 
 from turnout.common.bus.port import Bus, Delivery, Record
 from turnout.common.errors import Invalid, Unavailable
@@ -69,7 +69,7 @@ def keys(number: int) -> list[str]:
     return [f"key-{n}" for n in range(number)]
 
 
-# --- publish and consume --------------------------------------------------------------------------------------------
+# --- publish and consume -------------------------------------------------------------------------------------------
 
 
 async def test_what_is_published_arrives_whole(bus: Bus) -> None:
@@ -151,7 +151,7 @@ async def test_a_large_record_passes(bus: Bus) -> None:
     assert [len(received.record.value or b"") async for received in bus.replay("raw")] == [5_000_000] * 3
 
 
-# --- done -------------------------------------------------------------------------------------------------------------
+# --- done ----------------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_not_done_comes_again(bus: Bus) -> None:
@@ -219,7 +219,7 @@ async def test_lag_says_what_is_left(bus: Bus) -> None:
     assert await bus.lag("nobody") == {}
 
 
-# --- members ------------------------------------------------------------------------------------------------------------
+# --- members -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one bus", "two"])
@@ -330,7 +330,7 @@ async def test_many_processes_publish_at_once(opened: Open, adapter: str, tmp_pa
     assert order == {key: list(range(300)) for key in keys(4)}
 
 
-# --- replay and follow ----------------------------------------------------------------------------------------------------
+# --- replay and follow ---------------------------------------------------------------------------------------------
 
 
 async def test_replay_gives_everything_and_stops(bus: Bus) -> None:
@@ -406,12 +406,13 @@ async def test_following_moves_no_offset(bus: Bus) -> None:
     assert [event.uri for event in await take(bus, 1)] == ["0"]
 
 
-# --- removal, end -----------------------------------------------------------------------------------------------------------
+# --- removal, end --------------------------------------------------------------------------------------------------
 
 
 async def test_an_entitys_records_can_be_erased(bus: Bus, tmp_path: Path, adapter: str) -> None:
     secret = "the-only-Mrs-Miller"
-    await bus.publish(*(score_produced(f"s{n}", entity=secret) for n in range(50)), score_produced("t", entity="other"))
+    hers = (score_produced(f"s{n}", entity=secret) for n in range(50))
+    await bus.publish(*hers, score_produced("t", entity="other"))
     gone = await bus.erase(ScoreProduced, secret)
     left = [received.event() async for received in bus.replay(ScoreProduced)]
     assert gone == 50
@@ -463,7 +464,7 @@ async def test_a_closed_bus_is_not_available(opened: Open) -> None:
 
     async def member() -> None:
         async for delivery in bus.consume(SourceDataAvailable, group=GROUP):
-            taken.append(delivery)
+            taken.append(delivery)  # noqa: PERF401 (it never ends)
 
     task = asyncio.create_task(member())
     async with asyncio.timeout(SECONDS):

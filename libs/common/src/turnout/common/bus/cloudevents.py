@@ -59,6 +59,9 @@ def encode(event: Event) -> Record:
         headers.append(("ce_causationid", event.causation_id))
     if event.traceparent is not None:
         headers.append(("traceparent", event.traceparent))
+    expiry = getattr(event, "expiry", None)
+    if isinstance(expiry, datetime):
+        headers.append(("ce_expirytime", expiry.isoformat()))
     headers.append((CONTENT_TYPE, JSON))
     value = event.model_dump_json(by_alias=True, exclude=set(ATTRIBUTES)).encode()
     if len(value) > MAX_BYTES:
@@ -90,6 +93,8 @@ def decode(received: Received) -> Event:
     attributes.setdefault("traceparent", headers.get("traceparent"))
     kind = _class(record.topic, attributes)
     fields = payload | _attribute_fields(attributes, received)
+    if attributes.get("expirytime") is not None and fields.get("expiry") is None:
+        fields["expiry"] = attributes["expirytime"]
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -169,6 +174,9 @@ def _class(topic: str, attributes: Mapping[str, Any]) -> type[Event]:
 
 def _attribute_fields(attributes: Mapping[str, Any], received: Received) -> dict[str, Any]:
     fields = {field: attributes[name] for name, field in _FIELDS.items() if attributes.get(name) is not None}
+    for name in ("id", "source"):
+        if fields.get(name) == "":
+            raise Invalid(name, "is empty", fix="send one, or leave the attribute out")
     topic = received.record.topic
     fields.setdefault("id", positional_event_id(topic, received.partition, received.offset))
     fields.setdefault("source", "unknown")
