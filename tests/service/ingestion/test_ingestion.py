@@ -145,7 +145,8 @@ async def test_observations_from_the_bus_are_kept_once(
 
 
 async def test_redelivered_observations_are_known_after_a_restart(environment: Environment, tmp_path: Path) -> None:
-    await declare(environment, FILE.model_copy(update={"columns": {"id": "category", "age": "number", "at": "timestamp"}}))
+    columns = {"id": "category", "age": "number", "at": "timestamp"}
+    await declare(environment, FILE.model_copy(update={"columns": columns}))
     events = [observed(n) for n in range(6)]
     before, after = build(environment).reactions[1], build(environment).reactions[1]
     await before.handle(events[:2])

@@ -91,7 +91,12 @@ def timestamp(value: Cell, field: str) -> datetime | None:
                 moment = datetime.fromisoformat(value.strip().replace("/", "-"))
             except ValueError:
                 raise Invalid(field, f"{value[:40]!r} is not a time", fix="write it as 2026-01-31T08:15:00Z") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise Invalid(field, f"{moment} lies outside the years 1 to 9999 in UTC") from None
 
 
 def cell(value: Cell, kind: Kind, field: str) -> float | str | datetime | None:

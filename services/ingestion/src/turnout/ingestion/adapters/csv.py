@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from turnout.common.errors import Invalid
-from turnout.common.events import Warn
+from turnout.common.events import Column, Warn
 from turnout.common.pipeline import Source
 from turnout.ingestion.adapters.files import SourceFile
 from turnout.ingestion.domain import records
 from turnout.ingestion.domain.convert import Converted, canonical, convert
-from turnout.ingestion.domain.fitting import Fitted, Rejected, gather
+from turnout.ingestion.domain.fitting import Fitted, Rejected, gather, lake_schema
 from turnout.ingestion.domain.schema import SAMPLE_ROWS, Schema, check_names, header, looks_like_data
 from turnout.ingestion.ports import Limits, Piece
 
@@ -72,18 +72,17 @@ class CsvSource:
         data = self._head[self.layout.skip :]
         if not self._whole:
             data = data[: records.cut(data, self.layout.delimiter)] or data
-        table, _ = _parse(data, self.layout, {name: pa.binary() for name in self.layout.names})
+        if not _is_text(data):
+            data, _, _ = _sound(data, self.layout.delimiter)
+        table, _ = _parse(data or b"\n", self.layout, {name: pa.binary() for name in self.layout.names})
         return {name: _whole(table[name].slice(0, SAMPLE_ROWS)) for name in self.layout.names}
 
     def pieces(self, schema: Schema) -> Iterator[Piece]:
         """See `RowSource.pieces`."""
-        suspects: set[str] = set()
+        reading = _Reading(self.layout, schema, self.source.null_values, set())
         with self.file.open() as stream:
             for data, line in self._segments(stream):
-                yield partial(
-                    _fit, data, line,
-                    layout=self.layout, schema=schema, null_values=self.source.null_values, suspects=suspects,
-                )  # fmt: skip
+                yield partial(_fit, data, line, reading)
 
     def _segments(self, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
         rest = stream.read(self.layout.skip)[self.layout.skip :]
@@ -155,43 +154,71 @@ def _check_encoding(head: bytes, what: str) -> None:
         raise Invalid(what, "its first line holds NUL bytes: it is no text", fix="name its format in source.format")
 
 
-def _fit(
-    data: bytes, line: int, *, layout: Layout, schema: Schema, null_values: Sequence[str], suspects: set[str]
-) -> Fitted:
-    """One piece of the file whose first line is `line`; `suspects` are columns with cells that did not convert."""
+@dataclass(frozen=True)
+class _Reading:
+    """What all pieces of a file have in common; `suspects` grows by columns with cells that Arrow did not take."""
+
+    layout: Layout
+    schema: Schema
+    null_values: Sequence[str]
+    suspects: set[str]
+
+
+def _fit(data: bytes, line: int, reading: _Reading) -> Fitted:
+    """One piece of the file; its first line is `line`. Records that are no text are set apart, Arrow parses the rest."""
+    if _is_text(data):
+        return _parsed(data, line, reading)
+    rest, found, sound = _sound(data, reading.layout.delimiter)
+    torn = [
+        Rejected(line + int(found.lines[at]), "the row is not UTF-8 text", found.text(data, int(at)))
+        for at in np.flatnonzero(~sound)
+    ]
+    if not rest:
+        return Fitted(lake_schema(reading.schema).empty_table(), torn)
+    fitted = _parsed(rest, line, reading, lines=line + found.lines[sound])
+    return Fitted(fitted.good, sorted([*fitted.rejected, *torn], key=lambda r: r.row))
+
+
+def _sound(data: bytes, delimiter: str) -> tuple[bytes, records.Records, NDArray[np.bool_]]:
+    """The records that are UTF-8 text, all records, and which of them are."""
+    found = records.records(data, delimiter)
+    texts = [data[start:end] for start, end in zip(found.starts.tolist(), found.ends.tolist(), strict=True)]
+    sound = np.array([_is_text(text) for text in texts], np.bool_)
+    return b"".join(text + b"\n" for text, good in zip(texts, sound, strict=True) if good), found, sound
+
+
+def _parsed(data: bytes, line: int, reading: _Reading, *, lines: NDArray[np.int64] | None = None) -> Fitted:
+    """`lines`: where each record stands, if not one after the other from `line`."""
+    suspects, columns = reading.suspects, reading.schema.columns
+    types = {c.name: pa.binary() if c.name in suspects else _FAST_TYPES[c.kind] for c in columns}
     try:
-        table, ragged = _parse(data, layout, _types(schema, suspects), ["", *null_values])
-        converted = {c.name: _checked(_whole(table[c.name]), c.name, null_values) for c in schema.columns}
+        table, ragged = _parse(data, reading.layout, types, ["", *reading.null_values])
+        converted = {c.name: _converted(_whole(table[c.name]), c, reading) for c in reading.schema.columns}
     except (pa.ArrowInvalid, _NotFinite):
-        table, ragged = _parse(data, layout, {name: pa.binary() for name in schema.names})
-        converted = {}
-    for column in schema.columns:
-        if column.name not in converted or pa.types.is_binary(table.schema.field(column.name).type):
-            cells = _whole(table[column.name])
-            found = convert(cells, column.kind, column.name, null_values)
-            converted[column.name] = found
-            if found.bad or not _converts(cells, column.kind, null_values):
-                suspects.add(column.name)
-    return _numbered(data, line, layout=layout, schema=schema, converted=converted, ragged=ragged)
+        table, ragged = _parse(data, reading.layout, dict.fromkeys(types, pa.binary()))
+        converted = {c.name: _converted(_whole(table[c.name]), c, reading) for c in reading.schema.columns}
+    return _numbered(data, line, converted, ragged, reading, lines)
 
 
-def _types(schema: Schema, suspects: set[str]) -> Mapping[str, pa.DataType]:
-    return {c.name: pa.binary() if c.name in suspects else _FAST_TYPES[c.kind] for c in schema.columns}
-
-
-class _NotFinite(Exception):  # noqa: N818 (it never leaves this module)
-    pass
-
-
-def _checked(cells: pa.Array, name: str, null_values: Sequence[str]) -> Converted:
-    """A column that Arrow has parsed into its fast type."""
+def _converted(cells: pa.Array, column: Column, reading: _Reading) -> Converted:
+    """A column as Arrow parsed it: in its fast type, or as bytes."""
+    name, null_values = column.name, reading.null_values
     if pa.types.is_dictionary(cells.type):
         return canonical(cells, name, null_values)
     if pa.types.is_timestamp(cells.type):
         return Converted(pc.assume_timezone(cells, "UTC"), {})
-    if pa.types.is_floating(cells.type) and not pc.all(pc.is_finite(cells)).as_py():
-        raise _NotFinite
-    return Converted(cells, {})
+    if pa.types.is_floating(cells.type):
+        if not pc.all(pc.is_finite(cells)).as_py():
+            raise _NotFinite
+        return Converted(cells, {})
+    found = convert(cells, column.kind, name, null_values)
+    if name not in reading.suspects and (found.bad or not _converts(cells, column.kind, null_values)):
+        reading.suspects.add(name)
+    return found
+
+
+class _NotFinite(Exception):  # noqa: N818 (it never leaves this module)
+    pass
 
 
 def _converts(cells: pa.Array, kind: str, null_values: Sequence[str]) -> bool:
@@ -207,33 +234,48 @@ def _converts(cells: pa.Array, kind: str, null_values: Sequence[str]) -> bool:
     return True
 
 
-def _numbered(
-    data: bytes, line: int, *, layout: Layout, schema: Schema, converted: Mapping[str, Converted],
+def _numbered(  # noqa: PLR0917
+    data: bytes,
+    line: int,
+    converted: Mapping[str, Converted],
     ragged: Sequence[csv.InvalidRow],
-) -> Fitted:  # fmt: skip
+    reading: _Reading,
+    lines: NDArray[np.int64] | None,
+) -> Fitted:
     """Give each row its line. One line a row needs no look at the text; anything else does."""
-    good = len(next(iter(converted.values())).values)
-    count = good + len(ragged)
-    simple = not ragged and not any(c.bad for c in converted.values())
+    schema = reading.schema
+    count = len(next(iter(converted.values())).values) + len(ragged)
+    simple = lines is None and not ragged and not any(c.bad for c in converted.values())
     if simple and count == records.lines_in(data) + (not data.endswith((b"\n", b"\r"))):
         return gather(converted, np.arange(line, line + count), schema, lambda _: "")
-    found = records.records(data, layout.delimiter)
+    found = records.records(data, reading.layout.delimiter)
     if len(found.starts) != count:
         raise RuntimeError(f"{count} records parsed, {len(found.starts)} found from line {line}")
+    lines = line + found.lines if lines is None else lines
     apart = np.array([row.number - 1 for row in ragged], np.int64)
     whole: NDArray[np.int64] = np.delete(np.arange(count), apart)
-    fitted = gather(converted, line + found.lines[whole], schema, lambda row: found.text(data, int(whole[row])))
+    fitted = gather(converted, lines[whole], schema, lambda row: found.text(data, int(whole[row])))
     if not ragged:
         return fitted
     torn = [
         Rejected(
-            line + int(found.lines[at]),
+            int(lines[at]),
             f"{row.actual_columns} fields instead of {row.expected_columns}",
             found.text(data, int(at)),
         )
         for at, row in zip(apart, ragged, strict=True)
     ]
     return Fitted(fitted.good, sorted([*fitted.rejected, *torn], key=lambda r: r.row))
+
+
+def _is_text(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _parse(
@@ -256,6 +298,7 @@ def _parse(
             null_values=list(null_values or ()),
             strings_can_be_null=null_values is not None,
             timestamp_parsers=[csv.ISO8601],
+            check_utf8=False,  # the whole piece is
         ),
     )
     return table, ragged

@@ -102,28 +102,28 @@ def _text(text: pa.Array, kind: Kind, field: str, null_values: Collection[str]) 
     missing = pc.equal(trimmed, "")
     if null_values:
         missing = pc.or_(missing, pc.is_in(trimmed, value_set=pa.array(sorted(null_values), pa.string())))
-    trimmed = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
-    return _text_numbers(trimmed, field, null_values) if kind == "number" else _text_times(trimmed, field, null_values)
+    nothing = pa.scalar(None, pa.string())
+    easy = (_easy_numbers if kind == "number" else _easy_times)(pc.if_else(missing, nothing, trimmed))
+    return _patched(easy, pc.if_else(missing, nothing, text), kind, field, null_values)
 
 
-def _text_numbers(text: pa.Array, field: str, null_values: Collection[str]) -> Converted:
+def _easy_numbers(text: pa.Array) -> pa.Array:
     try:
         numbers = pc.cast(text, pa.float64())
     except pa.ArrowInvalid:
         plain = pc.fill_null(pc.match_substring_regex(text, _PLAIN_NUMBER), False)
         numbers = pc.cast(pc.if_else(plain, text, pa.scalar(None, pa.string())), pa.float64())
-    numbers = pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
-    return _patched(numbers, text, "number", field, null_values)
+    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
 
 
-def _text_times(text: pa.Array, field: str, null_values: Collection[str]) -> Converted:
+def _easy_times(text: pa.Array) -> pa.Array:
     dashed = pc.replace_substring(text, "/", "-")
     for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
         try:
-            return Converted(_in_utc(pc.cast(dashed, kind)), {})
+            return _times(pc.cast(dashed, kind), "").values
         except pa.ArrowInvalid:
             continue
-    return _patched(pa.nulls(len(text), LAKE_TYPES["timestamp"]), text, "timestamp", field, null_values)
+    return pa.nulls(len(text), LAKE_TYPES["timestamp"])
 
 
 def _patched(values: pa.Array, text: pa.Array, kind: Kind, field: str, null_values: Collection[str]) -> Converted:

@@ -62,6 +62,9 @@ def lines_in(data: bytes) -> int:
 
 def records(data: bytes, delimiter: str) -> Records:
     """The records of `data`, which starts with one and ends with one."""
+    if not data:
+        nothing = np.array([], np.int64)
+        return Records(nothing, nothing, nothing)
     array = np.frombuffer(data, np.uint8)
     breaks = np.flatnonzero(array == _LF)
     if b"\r" in data:
