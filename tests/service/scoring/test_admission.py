@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import graphs
 import pytest
+from builders import COLUMNS
 
 from turnout.common.events import Column, Target
 from turnout.scoring.adapters.admission import TrialProcess
@@ -55,7 +57,7 @@ REFUSED = {
     "an input too many": (graphs.good(), {"inputs": (Column(name="age", kind="number"),)}, "wants an input 'colour'"),
     "an input too few": (
         graphs.good(),
-        {"inputs": (Column(name="age", kind="number"), Column(name="colour", kind="category"), Column(name="z", kind="number"))},
+        {"inputs": (*COLUMNS, Column(name="z", kind="number"))},
         "no input 'z'",
     ),
     "another kind": (
@@ -73,7 +75,6 @@ async def test_a_bad_file_is_refused_and_the_reason_said(case: str) -> None:
     content, fields, why = REFUSED[case]
     verdict = await trial().admit(*graphs.lying(content, **fields))
     assert isinstance(verdict, Refused), verdict
-    import re
 
     assert re.search(why, verdict.why), verdict.why
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from turnout.common.bus.port import Record
-from turnout.common.events import BatchScoringRequested, DataSetRef, Event, ModelReady, RoutingChanged
-from turnout.common.lake.port import Lake
-from turnout.scoring.domain.signature import Feeds
+if TYPE_CHECKING:  # a version's process imports this module at its start: pyarrow and pydantic would double the time
+    from turnout.common.bus.port import Record
+    from turnout.common.events import BatchScoringRequested, DataSetRef, Event, ModelReady, RoutingChanged
+    from turnout.common.lake.port import Lake
+    from turnout.scoring.domain.signature import Feeds
 
 Output = NDArray[Any]
 

@@ -141,4 +141,7 @@ class Scores:
 
     async def _find(self, score_id: str) -> Event | None:
         """What was answered or accepted lately is here; the rest is in the history."""
-        return await self._outbox.find(score_id) or await self._history().score(score_id)
+        found = self._answering.lately(score_id) or await self._outbox.find(score_id)
+        if found is None or isinstance(found, ScoreRequested):
+            return await self._history().score(score_id) or found
+        return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,10 +33,9 @@ from turnout.scoring.reactions.fleet import SOURCE, Decision, Fleet, Lineup
 from turnout.scoring.reactions.lane import Results
 
 BASELINE = "baseline"
+RECENT = 10_000
 # Between the choice and the reply lie a commit and the reply itself; this part of the deadline is kept for them.
 RESERVE_SHARE = 0.2
-# A next version is started this much before it would be too late.
-MARGIN = 0.001
 
 
 class LateError(TurnoutError):
@@ -97,6 +97,7 @@ class Answering:
         self._now = now
         self._reserve = reserve
         self._shadows: set[asyncio.Task[None]] = set()
+        self._recent: OrderedDict[str, ScoreProduced] = OrderedDict()
 
     async def score(self, request: Request) -> Sequence[ScoreProduced]:
         """One durable score per row, in order.
@@ -131,7 +132,20 @@ class Answering:
         except (Unavailable, LateError):
             meters.failed(request.pipeline, request.version or "none", len(request.rows))
             raise
-        return self._scores(lineup, request, ids, given)
+        scores = self._scores(lineup, request, ids, given)
+        if request.causes:
+            self._remember(scores)
+        return scores
+
+    def lately(self, score_id: str) -> ScoreProduced | None:
+        """A score that an event asked for, answered by this process lately: it may not have come to the history."""
+        return self._recent.get(score_id)
+
+    def _remember(self, scores: Sequence[ScoreProduced]) -> None:
+        for score in scores:
+            self._recent[score.score_id] = score
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
 
     def check(self, request: Request) -> None:
         """Whether a request that is to be answered later fits: what `score` would refuse, without scoring."""
@@ -243,7 +257,7 @@ class Answering:
         try:
             while not deadline.passed:
                 following = lineup.lanes.get(steps[len(asked)].version) if len(asked) < len(steps) else None
-                patience = deadline.remaining() - (following.p99 + MARGIN if following else 0.0)
+                patience = deadline.remaining() - (following.head_start if following else 0.0)
                 if following is not None and (not running or patience <= 0):
                     entry = _Asked(steps[len(asked)], time.monotonic())
                     asked.append(entry)
