@@ -1,0 +1,1 @@
+"""Metrics, their uncertainty, and the rule that decides; pure computation."""
