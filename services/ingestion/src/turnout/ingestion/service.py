@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 
+import pyarrow as pa
 import structlog
 from fastapi import FastAPI
 
 from turnout.common.errors import Unavailable
-from turnout.common.events import EntityForgotten, ObservationReceived, PipelineRemoved, SourceDataAvailable
+from turnout.common.events import EntityForgotten, ObservationReceived, PipelineRemoved, SourceDataAvailable, Warn
 from turnout.common.lake.port import Lake
+from turnout.common.pipeline import Source
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Clock, Reaction, Service
-from turnout.ingestion.adapters.extraction import extract, kept_schema
+from turnout.ingestion.adapters.extraction import extract, kept_schema, open_source
+from turnout.ingestion.adapters.files import examine, find
 from turnout.ingestion.http import routes
 from turnout.ingestion.ports import Limits
 from turnout.ingestion.reactions import Extraction, Forgetting, Observing, Removing
@@ -52,6 +57,17 @@ def build(environment: Environment) -> Service:
         app=app,
         background=[lambda: _sweep(lake, now, age)],
     )
+
+
+def first_rows(uri: str, source: Source) -> tuple[Mapping[str, pa.Array], list[Warn]]:
+    """The columns of the first rows of what `uri` names, and what a person should know of them; for `turnout init`.
+
+    Raises `Invalid` where they cannot be read.
+    """
+    limits = Limits()
+    file = examine(find(uri, [Path("/")])[0], source.format, limits)
+    opened = open_source(file, source, limits)
+    return opened.sample(), opened.warnings
 
 
 async def _sweep(lake: Lake, now: Clock, age: timedelta) -> None:

@@ -165,7 +165,7 @@ class _Reading:
 
 
 def _fit(data: bytes, line: int, reading: _Reading) -> Fitted:
-    """One piece of the file; its first line is `line`. Records that are no text are set apart, Arrow parses the rest."""
+    """One piece of the file; its first line is `line`. Records that are no text are set apart first."""
     if _is_text(data):
         return _parsed(data, line, reading)
     rest, found, sound = _sound(data, reading.layout.delimiter)

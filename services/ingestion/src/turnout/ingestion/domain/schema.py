@@ -68,7 +68,7 @@ def header(cells: Sequence[str], what: str) -> tuple[list[str], list[Warn]]:
     if looks_like_data(stripped):
         raise Invalid(
             f"{what}: header", f"the first line looks like data ({', '.join(stripped)[:60]})",
-            fix="if the file has no header line, give the names in source.columns",
+            fix="if the file has no header line, give the names: source.columns, or --columns of turnout init",
         )  # fmt: skip
     names = [cell or f"column {at}" for at, cell in enumerate(stripped, 1)]
     warnings = [
