@@ -102,13 +102,19 @@ def decode(received: Received) -> Event:
 
 
 def texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    """Headers as text, names in small letters; the last of several wins. Raises `Invalid` if one is not UTF-8."""
+    """Our headers as text, names in small letters; the last of several wins. Raises `Invalid` if one is not UTF-8.
+
+    Other people's headers may be any bytes and are passed over.
+    """
     found: dict[str, str] = {}
-    for name, value in headers:
+    for given, value in headers:
+        name = given.lower()
+        if not name.startswith("ce_") and name not in (CONTENT_TYPE, "traceparent"):
+            continue
         try:
-            found[name.lower()] = value.decode()
+            found[name] = value.decode()
         except UnicodeDecodeError:
-            raise Invalid(f"header {name}", "it is not UTF-8 text") from None
+            raise Invalid(f"header {given}", "it is not UTF-8 text") from None
     return found
 
 

@@ -10,7 +10,6 @@ holds an old epoch and is refused. Leases count in the machine's monotonic time,
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
 import time
 import zlib
@@ -27,6 +26,7 @@ import orjson
 from turnout.common.bus.port import Received, Record
 from turnout.common.errors import Unavailable
 from turnout.common.events import REGISTRY
+from turnout.common.liveness import gone, host
 
 FORMAT = 1
 OFFSET_BITS = 40
@@ -101,15 +101,6 @@ class Membership:
 
 class Fenced(Exception):  # noqa: N818 (not an error: the bus says it in its own words)
     """The member no longer holds the partition."""
-
-
-def host() -> str:
-    """This machine (or container): where a process id means something."""
-    try:
-        namespace = Path("/proc/self/ns/pid").readlink()
-    except OSError:
-        namespace = ""
-    return f"{socket.gethostname()} {namespace}"
 
 
 class Log:
@@ -302,9 +293,8 @@ class Log:
     def members(self) -> list[Membership]:
         """Every member, dead ones included."""
         rows = self._db.execute("SELECT id, name, topics, host, pid, until FROM members ORDER BY id").fetchall()
-        here, now = host(), time.monotonic()
         return [
-            Membership(ident, name, tuple(orjson.loads(topics)), _alive(where == here, pid, until, now))
+            Membership(ident, name, tuple(orjson.loads(topics)), _alive(where, pid, until))
             for ident, name, topics, where, pid, until in rows
         ]
 
@@ -426,25 +416,7 @@ def from_micros(micros: int) -> datetime:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _alive(same_host: bool, pid: int, until: float, now: float) -> bool:
+def _alive(where: str, pid: int, until: float) -> bool:
+    now = time.monotonic()
     # A lease that ends later than any lease can was given before the machine was started again.
-    if not now < until <= now + LEASE_SECONDS:
-        return False
-    return not same_host or _runs(pid)
-
-
-def _runs(pid: int) -> bool:
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1")
-    except OSError:
-        return True
-    # A killed process that its parent has not waited for is in state Z; the name before it may hold brackets.
-    return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
+    return now < until <= now + LEASE_SECONDS and not gone(where, pid)

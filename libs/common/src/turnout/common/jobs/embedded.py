@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Generator
@@ -17,6 +18,7 @@ from turnout.common.bus.log import pack_headers, to_micros, unpack_headers
 from turnout.common.bus.port import Record
 from turnout.common.errors import Unavailable
 from turnout.common.jobs.port import Job, Lease
+from turnout.common.liveness import gone, host
 
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, queue TEXT NOT NULL, topic TEXT NOT NULL, key BLOB,
     value BLOB, headers BLOB NOT NULL, state TEXT NOT NULL DEFAULT 'waiting', attempt INTEGER NOT NULL DEFAULT 0,
-    owner TEXT, token TEXT, until INTEGER NOT NULL DEFAULT 0
+    owner TEXT, host TEXT, pid INTEGER, token TEXT, until INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS unfinished ON jobs (queue, number) WHERE state != 'finished';
 """
@@ -69,14 +71,16 @@ class EmbeddedJobs:
         """The oldest job that may run; its attempt grows by one."""
 
         def take(db: sqlite3.Connection) -> Lease | None:
+            _free_the_dead(db, queue)
             row = db.execute(_NEXT, (queue, to_micros(now))).fetchone()
             if row is None:
                 return None
             number, ident, topic, key, value, headers, attempt = row
             token = str(uuid4())
             db.execute(
-                "UPDATE jobs SET state = 'running', attempt = ?, owner = ?, token = ?, until = ? WHERE number = ?",
-                (attempt + 1, owner, token, to_micros(now + LEASE), number),
+                "UPDATE jobs SET state = 'running', attempt = ?, owner = ?, host = ?, pid = ?, token = ?, until = ?"
+                " WHERE number = ?",
+                (attempt + 1, owner, host(), os.getpid(), token, to_micros(now + LEASE), number),
             )
             return Lease(Job(ident, queue, Record(topic, key, value, unpack_headers(headers)), attempt + 1), token)
 
@@ -144,6 +148,17 @@ class EmbeddedJobs:
             db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_SCHEMA}")
             self._opened = db
         return self._opened
+
+
+def _free_the_dead(db: sqlite3.Connection, queue: str) -> None:
+    """Jobs of a process that is gone need not wait for their lease to run out."""
+    running = "queue = ? AND state = 'running'"
+    for where, pid in db.execute(f"SELECT DISTINCT host, pid FROM jobs WHERE {running}", (queue,)).fetchall():  # noqa: S608
+        if gone(where, pid):
+            free = (
+                f"UPDATE jobs SET state = 'waiting', token = NULL, until = 0 WHERE {running} AND host = ? AND pid = ?"  # noqa: S608
+            )
+            db.execute(free, (queue, where, pid))
 
 
 @contextmanager

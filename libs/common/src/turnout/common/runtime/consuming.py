@@ -37,6 +37,11 @@ class Consumer:
         self._task: asyncio.Task[None] | None = None
         self._busy = False
 
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return self._handling.group
+
     async def run(self) -> None:
         """For ever, or until `stop`."""
         self._task = asyncio.current_task()
@@ -94,7 +99,7 @@ def report(handling: Handling, records: int, handled: Handled, seconds: float) -
     log.info(
         "events handled",
         service=handling.service, reaction=handling.reaction.name, records=records,
-        produced=dict(Counter(type(e).__name__ for e in handled.produced)), dead=len(handled.dead),
+        produced=dict(Counter(record.topic for record in handled.produced)), dead=len(handled.dead),
         milliseconds=round(seconds * 1000, 1),
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from turnout.common.ids import positional_event_id
 from turnout.common.runtime.redaction import redact
 
 ATTEMPT = "turnout_attempt"
+FIRST_FAILURE = "turnout_first_failure"
 PREFIX = "dead_"
 REPLAY_GROUP = "turnout.replay"
 REPLAY_SECONDS = 5.0
@@ -53,7 +54,10 @@ def dead_letter(record: Record, origin: Origin, error: BaseException, attempts: 
         reason["field"] = redact(error.field)
         if error.fix is not None:
             reason["fix"] = redact(error.fix)
-    kept = tuple((name, value) for name, value in record.headers if not name.startswith(PREFIX))
+    earlier = dict(record.headers).get(FIRST_FAILURE)
+    if earlier is not None:
+        reason["first_failure"] = earlier.decode(errors="replace")
+    kept = tuple((n, value) for n, value in record.headers if not n.startswith(PREFIX) and n != FIRST_FAILURE)
     added = tuple((PREFIX + name, text.encode(errors="replace")) for name, text in reason.items())
     return Record(origin.topic + DEAD, record.key, record.value, kept + added)
 
@@ -68,6 +72,7 @@ def revived(received: Received) -> Record:
     if not topic:
         raise Invalid("dead_topic", f"record {received.offset} does not say where it came from")
     kept = [(n, v) for n, v in received.record.headers if not n.startswith(PREFIX) and n != ATTEMPT]
+    kept.append((FIRST_FAILURE, headers.get("dead_first_failure", b"unknown")))
     if b"ce_id" not in {name.encode() for name, _ in kept} and not _structured(headers):
         # It came as bare JSON: its id says where it lay at first, and has to stay.
         place = int(headers.get("dead_partition", b"0")), int(headers.get("dead_offset", b"0"))

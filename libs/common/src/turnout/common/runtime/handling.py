@@ -12,6 +12,7 @@ from structlog.contextvars import bound_contextvars
 from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
 
 from turnout.common import telemetry
+from turnout.common.bus.cloudevents import as_record
 from turnout.common.bus.port import Received, Record
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import Event
@@ -37,9 +38,9 @@ class Item:
 
 @dataclass
 class Handled:
-    """What became of a batch: events to publish, what was given up (with the reason), and the dead letters of it."""
+    """What became of a batch: records to publish, what was given up (with the reason), and the dead letters of it."""
 
-    produced: list[Event] = field(default_factory=list)
+    produced: list[Record] = field(default_factory=list)
     dead: list[Record] = field(default_factory=list)
     failed: list[tuple[Item, Exception]] = field(default_factory=list)
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -89,7 +90,7 @@ class Handling:
                 self._succeeded([item], produced, into)
         return into
 
-    async def _attempt(self, events: Sequence[Event], *, tries: int) -> Sequence[Event]:
+    async def _attempt(self, events: Sequence[Event], *, tries: int) -> Sequence[Record]:
         patience = _Patience(tries, self._pausing)
         with bound_contextvars(service=self.service, reaction=self.reaction.name, **context(events)):
             async for attempt in AsyncRetrying(
@@ -99,10 +100,18 @@ class Handling:
             ):
                 with attempt:
                     self.progress.beat(self.group)
-                    produced = await self.reaction.handle(events)
+                    produced = await self._once(events)
                     self.health.well(self.group)
                     return produced
         raise AssertionError("tenacity returned without a result")
+
+    async def _once(self, events: Sequence[Event]) -> Sequence[Record]:
+        try:
+            produced = await self.reaction.handle(events)
+        except ExceptionGroup as group:
+            raise telling(group) from group
+        # Here, so that an event that cannot be sent is this reaction's failure and not the bus's.
+        return [as_record(event) for event in produced]
 
     def _pausing(self, error: Unavailable) -> None:
         telemetry.RETRIES.labels(self.service, self.group).inc()
@@ -111,7 +120,7 @@ class Handling:
         self.progress.beat(self.group)
         log.warning("not available, trying again", reaction=self.group, error=str(error))
 
-    def _succeeded(self, items: Sequence[Item], produced: Sequence[Event], into: Handled) -> None:
+    def _succeeded(self, items: Sequence[Item], produced: Sequence[Record], into: Handled) -> None:
         into.produced += produced
         for item in items:
             into.outcomes[type(item.event).__name__, "ok"] += 1
@@ -151,6 +160,19 @@ class _Patience:
         self._left -= 1
         log.error("a reaction failed", exc_info=error, tries_left=self._left)
         return self._left > 0
+
+
+def telling(group: ExceptionGroup[Exception]) -> Exception:
+    """Of several errors that came at once, the one that says what to do: try again, refuse, or call it a bug."""
+    leaves: list[Exception] = []
+    waiting: list[Exception] = [group]
+    while waiting:
+        error = waiting.pop()
+        if isinstance(error, ExceptionGroup):
+            waiting += error.exceptions
+        else:
+            leaves.append(error)
+    return min(leaves, key=lambda e: 1 if isinstance(e, Invalid) else 2 if isinstance(e, Unavailable) else 0)
 
 
 def pause(failures: int) -> float:

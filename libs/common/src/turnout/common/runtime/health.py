@@ -52,9 +52,9 @@ class Progress:
         self.patience = patience
         self._beats: dict[str, float] = {}
 
-    def beat(self, what: str) -> None:
-        """`what` is at work and has just moved."""
-        self._beats[what] = time.monotonic()
+    def beat(self, what: str, at: float | None = None) -> None:
+        """`what` is at work and has moved just now, or `at` (monotonic seconds)."""
+        self._beats[what] = time.monotonic() if at is None else at
 
     def rest(self, what: str) -> None:
         """`what` has nothing to do."""

@@ -15,6 +15,7 @@ import uvicorn
 
 from turnout.common import telemetry
 from turnout.common.errors import Invalid, Unavailable
+from turnout.common.runtime.connections import MAX_CONNECTIONS, BoundedProtocol, allow_connections
 from turnout.common.runtime.consuming import Consumer
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.handling import Handling, pause
@@ -31,6 +32,7 @@ GRACE_SECONDS = 5.0
 MAINTENANCE_SECONDS = 3600.0
 LEFTOVERS = timedelta(days=1)
 ROOT = "scoring"
+BACKGROUND = "background"
 
 
 @dataclass
@@ -57,17 +59,25 @@ class Running:
                         telemetry.JOBS_WAITING.labels(group).set(await jobs.waiting(group))
 
     async def stop(self) -> None:
+        """`halt`, then `close`."""
+        await self.halt()
+        await self.close()
+
+    async def halt(self) -> None:
         """Take nothing more, let what is being handled end within the grace, give the rest back."""
         for loop in self.loops:
             loop.stop()
-        background = [task for task in self.tasks if task.get_name() == "background"]
-        for task in background:
-            task.cancel()
+        for task in self.tasks:
+            if task.get_name() == BACKGROUND:
+                task.cancel()
         if self.tasks:
             _, left = await asyncio.wait(self.tasks, timeout=GRACE_SECONDS)
             for task in left:
                 task.cancel()
             await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Close what the services hold."""
         for service in self.services.values():
             if service.close is not None:
                 await service.close()
@@ -75,6 +85,7 @@ class Running:
 
 def start(environment: Environment, services: Sequence[Service], *, patience: float = PATIENCE) -> Running:
     """Start the reactions, jobs and background work of `services` on the running loop."""
+    telemetry.describe_build()
     running = Running(environment, {s.name: s for s in services}, {}, Progress(patience))
     views = (
         ("the pipelines to be read", lambda: environment.pipelines.ready),
@@ -110,37 +121,52 @@ async def serve(
     Port 0 takes a free one. Raises `Invalid` if the port is taken.
     """
     stop = stop or asyncio.Event()
-    telemetry.describe_build()
+    allow_connections()
     with _listening(host, port) as listener, _signals(stop):
         running = start(environment, services, patience=patience)
         guard = Watchdog(running.progress)
         if watchdog:
             guard.start()
             _background(running, "loop", lambda: _beat(running.progress), None)
-        app = site(running.services, running.health, ROOT, running.measure)
-        config = uvicorn.Config(
-            app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-            timeout_graceful_shutdown=int(GRACE_SECONDS), timeout_keep_alive=10,
-        )  # fmt: skip
-        server = _Server(config)
-        async with lifespans(running.services):
-            web = asyncio.create_task(server.serve(sockets=[listener]))
-            try:
-                while not server.started and not web.done():  # noqa: ASYNC110 (uvicorn has no event for it)
-                    await asyncio.sleep(0.005)
-                for health in running.health.values():
-                    health.started = True
+            _background(running, "polls", lambda: _watch_polls(running), None)
+        try:
+            async with lifespans(running.services):
                 url = f"http://{host}:{listener.getsockname()[1]}"
-                log.info("serving", url=url, services=sorted(running.services))
-                if started is not None:
-                    await started(url)
-                await _first(web, stop)
-            finally:
-                log.info("stopping")
-                server.should_exit = True
-                await asyncio.gather(web, return_exceptions=True)
-                await running.stop()
-                guard.stop()
+                await _answer(running, listener, stop, lambda: _started(running, url, started))
+        finally:
+            guard.stop()
+            await running.stop()
+
+
+async def _answer(
+    running: Running, listener: socket.socket, stop: asyncio.Event, started: Callable[[], Awaitable[None]]
+) -> None:
+    """Run the web server until `stop`; meanwhile and afterwards nobody else's work is lost."""
+    config = uvicorn.Config(
+        site(running.services, running.health, ROOT, running.measure),
+        http=BoundedProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=int(GRACE_SECONDS), timeout_keep_alive=10, limit_concurrency=MAX_CONNECTIONS,
+    )  # fmt: skip
+    server = _Server(config)
+    web = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        while not server.started and not web.done():  # noqa: ASYNC110 (uvicorn has no event for it)
+            await asyncio.sleep(0.005)
+        await started()
+        await asyncio.wait({web, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        server.should_exit = True
+        await asyncio.gather(web, running.halt())
+
+
+async def _started(running: Running, url: str, then: Callable[[str], Awaitable[None]] | None) -> None:
+    for health in running.health.values():
+        health.started = True
+    log.info("serving", url=url, services=sorted(running.services))
+    if then is not None:
+        await then(url)
 
 
 class _Server(uvicorn.Server):
@@ -148,12 +174,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None]:
         """Signals are `serve`'s: the web server is only one of the things to stop."""
         yield
-
-
-async def _first(web: asyncio.Task[None], stop: asyncio.Event) -> None:
-    waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait({web, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
 
 
 @contextlib.contextmanager
@@ -201,7 +221,7 @@ def _start_reaction(running: Running, service: Service, reaction: Reaction, heal
 
 
 def _background(running: Running, name: str, work: Callable[[], Awaitable[None]], health: Health | None) -> None:
-    running.tasks.append(asyncio.create_task(_kept_alive(name, work, health), name="background"))
+    running.tasks.append(asyncio.create_task(_kept_alive(name, work, health), name=BACKGROUND))
 
 
 async def _kept_alive(name: str, work: Callable[[], Awaitable[None]], health: Health | None) -> None:
@@ -236,6 +256,24 @@ async def _beat(progress: Progress) -> None:
     while True:
         progress.beat("event loop")
         await asyncio.sleep(1)
+
+
+async def _watch_polls(running: Running) -> None:
+    """A consumer that looks for nothing, while the bus can be reached, is stuck: aiokafka and faust know how."""
+    bus, groups = running.environment.bus, [loop.group for loop in running.loops if isinstance(loop, Consumer)]
+    while groups:
+        try:
+            await bus.lag(groups[0])
+        except Unavailable:
+            polled = dict.fromkeys(groups)
+        else:
+            polled = {group: bus.polled(group) for group in groups}
+        for group, at in polled.items():
+            if at is None:
+                running.progress.rest(f"{group} polls")
+            else:
+                running.progress.beat(f"{group} polls", at)
+        await asyncio.sleep(running.progress.patience / 8)
 
 
 async def _maintain(environment: Environment) -> None:

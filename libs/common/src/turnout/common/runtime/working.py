@@ -103,11 +103,21 @@ class Worker:
             log.error("a job ended in a fault of the runtime", reaction=self._handling.group, exc_info=error)
 
     async def _claim(self) -> Lease | None:
+        queue = self._handling.group
+        claiming = asyncio.ensure_future(self._backlog.jobs.claim(queue, now=self._handling.now(), owner=self._owner))
         try:
-            return await self._backlog.jobs.claim(self._handling.group, now=self._handling.now(), owner=self._owner)
+            lease = await asyncio.shield(claiming)
         except Unavailable as error:
-            self._handling.health.trouble(f"{self._handling.group} jobs", str(error))
+            self._handling.health.trouble(f"{queue} jobs", str(error))
             return None
+        except asyncio.CancelledError:
+            # Stopped meanwhile: a job that nobody here will run must not wait for its lease to run out.
+            with contextlib.suppress(Unavailable):
+                if (lease := await claiming) is not None:
+                    await self._backlog.jobs.release(lease, until=self._handling.now())
+            raise
+        self._handling.health.well(f"{queue} jobs")
+        return lease
 
     async def _job(self, lease: Lease) -> None:
         work = asyncio.create_task(self._work(lease))
