@@ -27,7 +27,15 @@ from turnout.ingestion.adapters.files import SourceFile
 from turnout.ingestion.domain import records
 from turnout.ingestion.domain.convert import Converted, canonical, convert
 from turnout.ingestion.domain.fitting import Fitted, Rejected, gather, lake_schema
-from turnout.ingestion.domain.schema import SAMPLE_ROWS, Schema, check_names, header, looks_like_data
+from turnout.ingestion.domain.schema import (
+    SAMPLE_ROWS,
+    Schema,
+    check_names,
+    header,
+    looks_like_data,
+    names_among_cells,
+    no_header,
+)  # fmt: skip
 from turnout.ingestion.ports import Limits, Piece
 
 _BOM = b"\xef\xbb\xbf"
@@ -75,7 +83,10 @@ class CsvSource:
         if not _is_text(data):
             data, _, _ = _sound(data, self.layout.delimiter)
         table, _ = _parse(data or b"\n", self.layout, {name: pa.binary() for name in self.layout.names})
-        return {name: _whole(table[name].slice(0, SAMPLE_ROWS)) for name in self.layout.names}
+        found = {name: _whole(table[name].slice(0, SAMPLE_ROWS)) for name in self.layout.names}
+        if self.source.columns is None and len(among := names_among_cells(found)) >= max(2, len(found) / 4):
+            raise no_header(among, self.file.name)
+        return found
 
     def pieces(self, schema: Schema) -> Iterator[Piece]:
         """See `RowSource.pieces`."""

@@ -66,10 +66,7 @@ def header(cells: Sequence[str], what: str) -> tuple[list[str], list[Warn]]:
     """
     stripped = [cell.strip() for cell in cells]
     if looks_like_data(stripped):
-        raise Invalid(
-            f"{what}: header", f"the first line looks like data ({', '.join(stripped)[:60]})",
-            fix="if the file has no header line, give the names: source.columns, or --columns of turnout init",
-        )  # fmt: skip
+        raise no_header(stripped, what)
     names = [cell or f"column {at}" for at, cell in enumerate(stripped, 1)]
     warnings = [
         Warn(code="unnamed_column", column=name, message=f"{what}: column {at} has no name; it is called '{name}'")
@@ -80,12 +77,40 @@ def header(cells: Sequence[str], what: str) -> tuple[list[str], list[Warn]]:
     return names, warnings
 
 
+def no_header(cells: Sequence[str], what: str) -> Invalid:
+    """What to say of a file whose first line is a row."""
+    return Invalid(
+        f"{what}: header", f"the first line looks like data ({', '.join(cells)[:60]})",
+        fix="if the file has no header line, give the names: source.columns, or --columns of turnout init",
+    )  # fmt: skip
+
+
 def looks_like_data(cells: Sequence[str]) -> bool:
-    """Whether the cells of a first line are a row rather than names."""
+    """Whether the cells of a first line are a row rather than names: all numbers, or half and one that no name is."""
     filled = [cell for cell in cells if cell]
-    if not filled:
-        return False
-    return all(map(_is_number, filled)) or sum(_DATUM.fullmatch(cell) is not None for cell in filled) >= 2
+    data = [cell for cell in filled if _DATUM.fullmatch(cell)]
+    numbers = [cell for cell in filled if _is_number(cell) or _DATUM.fullmatch(cell)]
+    return bool(filled) and (len(numbers) == len(filled) or (bool(data) and len(numbers) >= len(filled) / 2))
+
+
+def names_among_cells(sample: Mapping[str, pa.Array]) -> list[str]:
+    """Columns whose name stands in one of their own rows, as it does when the first line was a row.
+
+    A header that stands in the file again (files put together) is not meant: there all columns match in one row.
+    """
+    matches: dict[str, pa.Array] = {}
+    for name, cells in sample.items():
+        same = pc.fill_null(pc.equal(cells, pa.scalar(name.encode(), cells.type)), False)
+        if pc.any(same).as_py():
+            matches[name] = same
+    if len(matches) < 2:
+        return []
+    again = pa.array([True] * len(next(iter(matches.values()))))
+    if len(matches) == len(sample):
+        for same in matches.values():
+            again = pc.and_(again, same)
+        return [name for name, same in matches.items() if pc.sum(same).as_py() > pc.sum(again).as_py()]
+    return list(matches)
 
 
 def check_names(names: Sequence[str], what: str) -> None:
