@@ -167,7 +167,8 @@ async def test_outcomes_become_events_and_an_unknown_score_is_refused(stand: Sta
     assert reply.status_code == 202, reply.text
     again = await stand.client.post("/outcomes", json=body)
     assert again.json()["outcomes"][0]["event_id"] == reply.json()["outcomes"][0]["event_id"]
-    event = await wait_for(stand.environment.bus, OutcomeObserved)
+    first = rows[0]["score_id"]
+    event = await wait_for(stand.environment.bus, OutcomeObserved, where=lambda e: e.score_id == first)
     assert (event.pipeline, event.score_id, event.outcome) == ("p", rows[0]["score_id"], "yes")
     assert event.observed_at.isoformat() == "2026-01-31T08:15:00+00:00"
 

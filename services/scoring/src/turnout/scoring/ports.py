@@ -46,7 +46,7 @@ class Apart(Protocol):
         ...
 
     async def run(self, feeds: Feeds, seconds: float) -> tuple[Output, float]:
-        """The graph's output, and how many milliseconds the graph alone took; one run at a time.
+        """The graph's output, and how many milliseconds of processor time the graph took; one run at a time.
 
         Raises `TerminatedError` after about `seconds` (the process may be gone then: `alive`), `BrokenError`.
         """

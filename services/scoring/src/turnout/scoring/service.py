@@ -86,7 +86,9 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
     return Service(
         name=NAME,
         reactions=[
-            Reaction("requests", [ScoreRequested], Requests(fleet, answering, asking, environment.now)),
+            Reaction(
+                "requests", [ScoreRequested], Requests(fleet, answering, asking, environment.pipelines, environment.now)
+            ),
             Reaction("batches", [BatchScoringRequested], batches, long=True),
             Reaction("forget", [EntityForgotten], Forgetting(outbox)),
         ],

@@ -30,7 +30,9 @@ from turnout.scoring.ports import BrokenError, TerminatedError
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 TYPES = {"number": "tensor(double)", "timestamp": "tensor(double)", "category": "tensor(string)"}
 WARM_UP = 3
-RUNS = 20
+RUNS = 50
+# A slow version is known to be slow after a few runs.
+MEASURE_SECONDS = 1.0
 
 
 class NotAdmittedError(Exception):
@@ -111,7 +113,7 @@ def check_ends(session: ort.InferenceSession, ready: ModelReady) -> None:
 
 
 def check_sample(session: ort.InferenceSession, ready: ModelReady) -> float:
-    """Every sample row is answered soundly, alone and together, one row within the SLO; median milliseconds."""
+    """Every sample row is answered soundly, one row within the SLO; median milliseconds of one row."""
     rows = _sample(ready)
     signature = Signature(ready.inputs)
     watchdog = Watchdog()
@@ -120,12 +122,13 @@ def check_sample(session: ort.InferenceSession, ready: ModelReady) -> float:
 
     def run(some: list[Row]) -> float:
         feeds = signature.feeds(some)
-        started = time.perf_counter()
+        # Processor time: a graph cannot wait for anything, and other processes shall not count against it.
+        started = time.thread_time()
         try:
             output = watchdog.run(session, name, feeds, patience)
         except TerminatedError:
             raise NotAdmittedError(f"a run over {len(some)} sample rows took longer than {patience:.0f} s") from None
-        took = (time.perf_counter() - started) * 1000
+        took = (time.thread_time() - started) * 1000
         for answer in read(output, ready.target, len(some)):
             if isinstance(answer, Fault):
                 raise NotAdmittedError(f"on a sample row {answer.why}")
@@ -134,7 +137,10 @@ def check_sample(session: ort.InferenceSession, ready: ModelReady) -> float:
     run(rows)
     for index in range(WARM_UP):
         run([rows[index % len(rows)]])
-    took = [run([rows[index % len(rows)]]) for index in range(max(RUNS, min(len(rows), 100)))]
+    took: list[float] = []
+    until = time.monotonic() + MEASURE_SECONDS
+    while len(took) < RUNS and (len(took) < WARM_UP or time.monotonic() < until):
+        took.append(run([rows[len(took) % len(rows)]]))
     median = statistics.median(took)
     if median > ready.slo_ms:
         raise NotAdmittedError(f"one row takes {median:.1f} ms, the SLO is {ready.slo_ms:g} ms")

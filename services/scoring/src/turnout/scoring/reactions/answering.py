@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from turnout.common.errors import TurnoutError, Unavailable
 from turnout.common.events import Attempt, ModelReady, ScoreProduced, ScoreRequested, ServedBy
 from turnout.common.ids import caused_event_id
@@ -31,6 +33,8 @@ from turnout.scoring.ports import Outbox
 from turnout.scoring.reactions import meters
 from turnout.scoring.reactions.fleet import SOURCE, Decision, Fleet, Lineup
 from turnout.scoring.reactions.lane import Results
+
+log = structlog.get_logger()
 
 BASELINE = "baseline"
 RECENT = 10_000
@@ -108,13 +112,22 @@ class Answering:
         scores = await self.answer(request)
         await self._outbox.add(scores)
         crash_point("scoring-durable")
+        self.meter(request, scores)
+        return scores
+
+    def meter(self, request: Request, scores: Sequence[ScoreProduced]) -> None:
+        """Count what was answered."""
         spent = (time.monotonic() - request.arrived) * 1000
         for score in scores:
             meant = None
             if score.reason is not None:
                 meant = score.attempts[0].version if score.attempts else "none"
             meters.answered(score.pipeline, score.version, spent, meant=meant, reason=score.reason)
-        return scores
+        first = scores[0]
+        log.debug(
+            "scored", pipeline=first.pipeline, rows=len(scores), score_id=first.score_id, version=first.version,
+            reason=first.reason, milliseconds=spent,
+        )  # fmt: skip
 
     async def answer(self, request: Request) -> Sequence[ScoreProduced]:
         """Like `score`, but nothing is made durable: for who publishes the scores itself."""
@@ -325,7 +338,7 @@ class Answering:
             cause = request.causes[index] if request.causes else None
             # Everything in it was checked on its way here: building it without a second check saves 15 µs a row.
             score = ScoreProduced.model_construct(
-                id=caused_event_id(cause.id if cause else score_id, "ScoreProduced"),
+                id=caused_event_id(cause.id, "ScoreProduced") if cause else score_id,
                 source=SOURCE,
                 time=at,
                 correlation_id=cause.correlation_id if cause else score_id,

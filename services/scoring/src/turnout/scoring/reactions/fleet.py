@@ -361,8 +361,21 @@ class Fleet:
             slo=lineup.slo_ms / 1000,
             expected_ms=expected,
         )
-        await lane.open()
+        await self._open(lane)
         return lane
+
+    async def _open(self, lane: Lane) -> None:
+        """An admitted version's process may fail to start for reasons that are not the version's: tried again."""
+        for pause in _RETRY_SECONDS:
+            try:
+                return await lane.open()
+            except (BrokenError, TimeoutError, OSError) as error:
+                log.warning("version does not start", version=lane.version, why=str(error) or type(error).__name__)
+                await asyncio.sleep(pause)
+        try:
+            await lane.open()
+        except (TimeoutError, OSError) as error:
+            raise BrokenError(f"its process does not start: {error}") from None
 
     async def _admitted(self, ready: ModelReady) -> tuple[bytes, float]:
         attempt = 0

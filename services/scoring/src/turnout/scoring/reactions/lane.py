@@ -151,6 +151,8 @@ class Lane:
         """Let go of the version when its last run is back; whoever still waits after that is told."""
         if self._working is not None:
             await asyncio.wait([self._working], timeout=self.slo + 1.0)
+        while self._waiting and self._places.inline is not None:
+            self._flush()
         self._closed = True
         self._set_available(False)
         for task in tuple(self._places.tasks):
@@ -194,7 +196,7 @@ class Lane:
             if self._waiting:
                 self._go(asyncio.get_running_loop())
             return
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.thread_time()
         try:
             output = inline.run(self.signature.feeds(_rows(pieces)), self.slo * INLINE_SHARE)
         except TerminatedError as error:
@@ -203,8 +205,8 @@ class Lane:
         except BrokenError as error:
             self._broken_inline(inline, pieces, str(error))
         else:
-            ms = (time.perf_counter() - started) * 1000
-            self._answered(pieces, output, ms, ms)
+            run_ms = (time.thread_time() - worked) * 1000
+            self._answered(pieces, output, run_ms, (time.perf_counter() - started) * 1000)
         if self._waiting:
             self._go(asyncio.get_running_loop())
 

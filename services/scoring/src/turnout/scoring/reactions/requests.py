@@ -10,6 +10,7 @@ import structlog
 from turnout.common.errors import Unavailable
 from turnout.common.events import Event, ScoreRequested
 from turnout.common.runtime.service import Clock
+from turnout.common.runtime.views import Pipelines
 from turnout.scoring.reactions.answering import Answering, LateError, Request
 from turnout.scoring.reactions.asking import Asking
 from turnout.scoring.reactions.fleet import Fleet
@@ -24,8 +25,9 @@ class Requests:
     The score's id is the request's, so a request that is delivered twice has one score.
     """
 
-    def __init__(self, fleet: Fleet, answering: Answering, asking: Asking, now: Clock) -> None:
+    def __init__(self, fleet: Fleet, answering: Answering, asking: Asking, pipelines: Pipelines, now: Clock) -> None:
         self._fleet = fleet
+        self._pipelines = pipelines
         self._answering = answering
         self._asking = asking
         self._now = now
@@ -46,6 +48,9 @@ class Requests:
 
     async def _score(self, events: Sequence[ScoreRequested]) -> Sequence[Event]:
         first = events[0]
+        if first.pipeline not in self._fleet.pipelines():
+            await self._pipelines.declared(first.pipeline)  # or it is `Unknown`
+            raise Unavailable(f"pipeline {first.pipeline}", "its declaration is being read")
         lineup = self._fleet.lineup(first.pipeline)
         if lineup.missing() and not any(lane.available for lane in lineup.lanes.values()):
             raise Unavailable(f"pipeline {first.pipeline}", "its versions are being loaded")
@@ -62,6 +67,8 @@ class Requests:
         )
         request = await self._asking.complete(request)
         try:
-            return await self._answering.answer(request)
+            scores = await self._answering.answer(request)
         except LateError as error:
             raise Unavailable(f"version {first.version}", str(error)) from None
+        self._answering.meter(request, scores)
+        return scores
