@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,7 +62,7 @@ E_ = TypeVar("E_", bound=Event)
 console = Console()
 
 
-class DemoFailed(Exception):
+class DemoError(Exception):
     """Something did not happen; the message says what, and where to look."""
 
 
@@ -90,15 +90,15 @@ class Seen:
                 async with asyncio.timeout(seconds):
                     while (event := found()) is None:
                         if failed := self.of(StageFailed):
-                            raise DemoFailed(f"{failed[0].stage}: {failed[0].error}")
+                            raise DemoError(f"{failed[0].stage}: {failed[0].error}")
                         await self.more.wait()
             except TimeoutError:
-                raise DemoFailed(f"no {what} within {seconds:.0f} s; see the log") from None
+                raise DemoError(f"no {what} within {seconds:.0f} s; see the log") from None
         return event
 
 
 async def demo(home: Path, port: int, *, stay: bool) -> None:
-    """The whole way; raises `DemoFailed`."""
+    """The whole way; raises `DemoError`."""
     began = time.monotonic()
     file = pipeline.read(HERE / "pipeline.yaml")
     title("1", "Seven services, one process", f"data under {shown(home)}/, log in {shown(home)}/demo.log")
@@ -108,10 +108,10 @@ async def demo(home: Path, port: int, *, stay: bool) -> None:
         watching = [asyncio.create_task(_watch(environment, kind, seen)) for kind in WATCHED]
         try:
             await _declare(environment, file, files)
-            ready = await _follow(environment, file, seen)
+            ready = await _follow(seen)
             _candidates(seen, ready)
-            await _carried(seen, ready)
             async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+                await _until(f"version {ready.version} to be loaded", lambda: _loaded(http, ready))
                 patients = await asyncio.to_thread(_unseen_patients, environment, seen.of(DataSegregated)[-1], ready)
                 await _ask(http, file, patients)
                 await _break(environment, http, file, patients, seen, ready)
@@ -121,7 +121,7 @@ async def demo(home: Path, port: int, *, stay: bool) -> None:
             for task in watching:
                 task.cancel()
         console.print(f"\n[bold green]Done[/] in {time.monotonic() - began:.0f} s.")
-        _next(url, home, stay=stay)
+        _next(url, stay=stay)
         if stay:
             await asyncio.Event().wait()
 
@@ -161,7 +161,7 @@ def fresh(home: Path) -> None:
     marker = home / "made-by-demo"
     if home.exists() and any(home.iterdir()):
         if not marker.exists():
-            raise DemoFailed(f"{home} holds somebody's data; name another folder with --home")
+            raise DemoError(f"{home} holds somebody's data; name another folder with --home")
         shutil.rmtree(home)
     home.mkdir(parents=True, exist_ok=True)
     marker.touch()
@@ -172,14 +172,14 @@ async def _until_ready(url: str, process: asyncio.subprocess.Process) -> None:
     async with httpx.AsyncClient() as http:
         for _ in range(600):
             if process.returncode is not None:
-                raise DemoFailed(f"the services ended with exit code {process.returncode}; see demo.log")
+                raise DemoError(f"the services ended with exit code {process.returncode}; see demo.log")
             with contextlib.suppress(httpx.TransportError):
                 reply = await http.get(f"{url}/readyz")
                 if reply.status_code == httpx.codes.OK:
                     return
                 waiting = reply.text
             await asyncio.sleep(0.1)
-    raise DemoFailed(f"not ready after a minute: {waiting}")
+    raise DemoError(f"not ready after a minute: {waiting}")
 
 
 async def _watch(environment: Environment, kind: type[Event], seen: Seen) -> None:
@@ -205,7 +205,7 @@ async def _declare(environment: Environment, file: pipeline.PipelineFile, files:
     await environment.bus.publish(declared, announced)
 
 
-async def _follow(environment: Environment, file: pipeline.PipelineFile, seen: Seen) -> ModelReady:
+async def _follow(seen: Seen) -> ModelReady:
     title("3", "Every event as it passes", "each service reacts to a topic and publishes to the next")
 
     def routed() -> RoutingChanged | None:
@@ -247,7 +247,8 @@ def describe(event: Event) -> str:
         case DataSegregated():
             return " + ".join(f"{part.rows} to {part.name}" for part in event.parts)
         case ModelTrained():
-            return f"{event.algorithm} ({event.candidate + 1} of {event.candidates}) {event.failure or f'{event.seconds:.1f} s'}"
+            took = event.failure or f"{event.seconds:.1f} s"
+            return f"{event.algorithm} ({event.candidate + 1} of {event.candidates}) {took}"
         case CandidateRefused():
             return f"{event.algorithm}: {event.why}"
         case ModelReady():
@@ -262,22 +263,14 @@ def describe(event: Event) -> str:
 
 def _candidates(seen: Seen, ready: ModelReady) -> None:
     metrics = list(ready.metrics)
-    table = Table("candidate", *metrics, "", title_justify="left")
+    table = compact("candidate", *metrics, "")
     table.add_row("[dim]base rate[/]", *(_number(ready.base_rate.get(m)) for m in metrics), "[dim]knows nothing[/]")
     for refused in seen.of(CandidateRefused):
-        table.add_row(refused.algorithm, *(_number(refused.metrics.get(m)) for m in metrics), refused.why)
-    table.add_row(
-        f"[bold]{ready.algorithm}[/]",
-        *(_number(ready.metrics.get(m)) for m in metrics),
-        f"[bold green]champion[/] {ready.why}",
-    )
+        table.add_row(refused.algorithm, *(_number(refused.metrics.get(m)) for m in metrics), "refused")
+    best = (_number(ready.metrics.get(m)) for m in metrics)
+    table.add_row(f"[bold]{ready.algorithm}[/]", *best, "[bold green]champion[/]")
     console.print(table)
-
-
-async def _carried(seen: Seen, ready: ModelReady) -> None:
-    await seen.until(lambda: next(iter(seen.of(RoutingChanged)), None), "routing")
-    if not ready.metrics:
-        raise DemoFailed("the champion came without metrics")
+    console.print(f"   Why: {ready.why}.")
 
 
 # --- 4: ask -------------------------------------------------------------------------------------------------------
@@ -335,18 +328,15 @@ async def _break(
     )
     slow = await _publish_slow(environment, champion)
     await seen.until(lambda: _routed_to(seen, slow.version), f"switch to version {slow.version}")
+    await _until(f"version {slow.version} to be loaded", lambda: _loaded(http, slow))
     console.print(f"   version {slow.version} was fast on the sample it was admitted with; now it is the champion")
-    degraded, answers = (
-        asyncio.create_task(
-            seen.until(
-                lambda: next((e for e in seen.of(ModelDegraded) if e.version == slow.version), None),
-                "ModelDegraded",
-            )
-        ),
-        [],
-    )
+
+    def degraded() -> ModelDegraded | None:
+        return next((e for e in seen.of(ModelDegraded) if e.version == slow.version), None)
+
+    answers: list[tuple[float, dict[str, Any]]] = []
     number = 0
-    while not degraded.done():
+    while (found := degraded()) is None and number < 1000:
         patient = patients[number % len(patients)]
         number += 1
         started = time.perf_counter()
@@ -355,7 +345,7 @@ async def _break(
         if number in (1, 2, 3) or number % 25 == 0:
             _say(number, *answers[-1])
         await asyncio.sleep(0.02)
-    found = await degraded
+    found = found or await seen.until(degraded, "ModelDegraded")
     back = await seen.until(lambda: _routed_to(seen, champion.version, after=slow.version), "switch back")
     console.print(f"   [bold red]ModelDegraded[/]   {found.why}")
     console.print(f"   [bold green]RoutingChanged[/]  champion {back.table.champion} again: {back.why}")
@@ -417,37 +407,65 @@ async def _outcomes(http: httpx.AsyncClient, file: pipeline.PipelineFile, patien
             for a, p in zip(answers, patients, strict=True)
         ],
     )
-    report = await _eventually(http, f"/services/monitoring/pipelines/{file.pipeline}", len(patients))
-    console.print_json(data=report)
+    path = f"/services/monitoring/pipelines/{file.pipeline}"
+    report: dict[str, Any] = {}
+
+    async def joined() -> bool:
+        report.update((await http.get(path)).raise_for_status().json())
+        return report["outcomes"] >= len(patients)
+
+    await _until("outcomes to be joined", joined)
+    _quality(report)
     return str(answers[0]["score_id"])
 
 
-async def _eventually(http: httpx.AsyncClient, path: str, outcomes: int) -> dict[str, Any]:
-    report: dict[str, Any] = {}
-    for _ in range(100):
-        report = (await http.get(path)).raise_for_status().json()
-        if report.get("outcomes", 0) >= outcomes:
-            break
-        await asyncio.sleep(0.1)
-    return report
+def _quality(report: dict[str, Any]) -> None:
+    console.print(f"   GET /services/monitoring/pipelines/{report['pipeline']}")
+    table = compact("version", "role", "served", "late", "min ms", "mean", "p50", "p99", "max")
+    for version in report["versions"]:
+        times = (_number(version["milliseconds"][k], 1) for k in ("minimum", "mean", "p50", "p99", "maximum"))
+        table.add_row(version["version"], version["role"], str(version["served"]), str(version["late"]), *times)
+    console.print(table)
+    (champion,) = (v["quality"] for v in report["versions"] if v["role"] == "champion")
+    confusion = champion["confusion"]
+    table = compact("", *(f"predicted {name}" for name in confusion["predicted"]))
+    for name, counts in zip(confusion["actual"], confusion["counts"], strict=True):
+        table.add_row(f"really {name}", *map(str, counts))
+    console.print(table)
+    console.print(
+        f"   {champion['metric']} {champion['live']:.3f} over {champion['outcomes']} outcomes "
+        f"(95 % between {champion['low']:.3f} and {champion['high']:.3f}); promised was {champion['promised']:.3f}"
+    )
 
 
 # --- 7: account -----------------------------------------------------------------------------------------------------
 
 
 async def _account(environment: Environment, seen: Seen, score: str) -> None:
-    title("7", "Where did one score come from?", score)
-    command = [
-        str(Path(sys.executable).with_name("turnout")),
-        "lineage",
-        score,
-        "--home",
-        str(environment.home),
-    ]
-    await (await asyncio.create_subprocess_exec(*command)).wait()
+    title("7", "Where did one score come from?", "from the answer back to the bytes of the files")
+    command = [str(Path(sys.executable).with_name("turnout")), "lineage", score, "--home", str(environment.home)]
+    if await (await asyncio.create_subprocess_exec(*command)).wait():
+        raise DemoError("lineage of a score that was answered was not found")
+    _add_up(seen)
 
 
-def _next(url: str, home: Path, *, stay: bool) -> None:
+def _add_up(seen: Seen) -> None:
+    extracted, features, split = (
+        seen.of(kind)[-1] for kind in (RawDataExtracted, FeaturesGenerated, DataSegregated)
+    )  # fmt: skip
+    parts = {part.name: part.rows for part in split.parts}
+    sums = (
+        ("read", extracted.rows_read, {"written": extracted.rows_written, "quarantined": extracted.rows_quarantined}),
+        ("written", extracted.rows_written, {"with a label": features.rows, "without": features.rows_unlabelled}),
+        ("with a label", features.rows, {f"to {name}": rows for name, rows in parts.items()}),
+    )
+    for name, total, terms in sums:
+        if total != sum(terms.values()):
+            raise DemoError(f"rows {name}: {total} is not the sum of {terms}")
+        console.print(f"   {total} rows {name} = " + " + ".join(f"{rows} {term}" for term, rows in terms.items()))
+
+
+def _next(url: str, *, stay: bool) -> None:
     console.print("What to try next:")
     if not stay:
         console.print("   make up                                   the same, and it stays up")
@@ -460,12 +478,34 @@ def _next(url: str, home: Path, *, stay: bool) -> None:
 async def _post(http: httpx.AsyncClient, path: str, body: object) -> dict[str, Any]:
     reply = await http.post(path, json=body)
     if reply.is_error:
-        raise DemoFailed(f"POST {path}: {reply.status_code} {reply.text}")
+        raise DemoError(f"POST {path}: {reply.status_code} {reply.text}")
     return reply.json()
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+async def _until(what: str, done: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not await done():
+        if time.monotonic() > until:
+            raise DemoError(f"waited {seconds:.0f} s for {what}")
+        await asyncio.sleep(0.1)
+
+
+async def _loaded(http: httpx.AsyncClient, ready: ModelReady) -> bool:
+    reply = await http.get(f"/v2/models/{ready.pipeline}/versions/{ready.version}/ready")
+    return reply.status_code == httpx.codes.OK
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def compact(first: str, *columns: str) -> Table:
+    """A table without borders that fits on a narrow terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 1), header_style="dim")
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
 
 
 def title(number: str, what: str, more: str) -> None:
@@ -489,7 +529,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         asyncio.run(demo(given.home, given.port, stay=given.stay))
-    except DemoFailed as failure:
+    except DemoError as failure:
         console.print(f"[bold red]The demo stopped:[/] {failure}")
         return 1
     except KeyboardInterrupt:

@@ -50,7 +50,7 @@ def write(folder: Path) -> list[Path]:
         lines = [list(clean[i].values()) for i in part]
         if month == MONTHS[-1]:
             # In the middle of the file, so that the split's last fifth begins where it would without them.
-            lines[5:5] = _dirty_lines(clean[int(part[0])], header)
+            lines[5:5] = _dirty_lines(clean[int(part[0])])
         path = folder / month
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *lines])
@@ -58,7 +58,7 @@ def write(folder: Path) -> list[Path]:
     return paths
 
 
-def _dirty_lines(template: dict[str, str], header: list[str]) -> list[list[str]]:
+def _dirty_lines(template: dict[str, str]) -> list[list[str]]:
     return [
         list({**template, "patient": f"dirty-{number}", **cells}.values())
         if cells is not None

@@ -1,0 +1,68 @@
+"""The generated documents are those that the code would generate now."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from turnout.common.events import REGISTRY
+
+ROOT = Path(__file__).parents[2]
+GENERATED = ("schemas", "asyncapi", "openapi")
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    subprocess.run([sys.executable, str(ROOT / "docs" / "generate.py"), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def test_documents_are_current(fresh: Path) -> None:
+    written = {p.relative_to(fresh): p.read_bytes() for p in fresh.rglob("*") if p.is_file()}
+    kept = {
+        p.relative_to(ROOT / "docs"): p.read_bytes()
+        for name in GENERATED
+        for p in (ROOT / "docs" / name).rglob("*")
+        if p.is_file()
+    }
+    kept[Path("topics.md")] = (ROOT / "docs" / "topics.md").read_bytes()
+    assert sorted(written) == sorted(kept), "run `make docs`"
+    stale = [str(p) for p in written if written[p] != kept[p]]
+    assert not stale, "run `make docs`"
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_event_has_a_valid_schema(name: str) -> None:
+    schema = json.loads((ROOT / "docs" / "schemas" / f"{name}.v{REGISTRY[name].major}.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_asyncapi_references_resolve() -> None:
+    for path in (ROOT / "docs" / "asyncapi").glob("*.json"):
+        document = json.loads(path.read_text())
+        assert document["asyncapi"].startswith("3.")
+        for reference in _references(document):
+            target, _, pointer = reference.partition("#")
+            found = document if not target else json.loads((path.parent / target).read_text())
+            for part in pointer.strip("/").split("/") if pointer else ():
+                found = found[part]
+            assert found
+
+
+def _references(node: object) -> list[str]:
+    if isinstance(node, dict):
+        return [v for k, v in node.items() if k == "$ref"] + [r for v in node.values() for r in _references(v)]
+    if isinstance(node, list):
+        return [r for v in node for r in _references(v)]
+    return []
+
+
+def test_generator_can_be_read_without_running_it() -> None:
+    assert "write" in runpy.run_path(str(ROOT / "docs" / "generate.py"), run_name="read")

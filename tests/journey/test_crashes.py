@@ -1,0 +1,137 @@
+"""Killed at every named step and at random moments, the counts still add up.
+
+Each round starts the real process, offers it one more file and a few requests, and kills it: at a crash point, where
+the process ends itself, or from outside at a moment drawn from a seed. After the last round it runs undisturbed until
+nothing is left to do, and the oracle compares the ledger with the stores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from ledger import Ledger, check
+from system import System
+
+from turnout.common import pipeline
+from turnout.common.events import PipelineDeclared, RoutingChanged, SourceDataAvailable
+from turnout.common.runtime.environment import Environment
+from turnout.common.runtime.settings import RuntimeSettings
+
+ROOT = Path(__file__).parents[2]
+# Three for each service; `TURNOUT_TEST_KILLS` asks for a longer night.
+RANDOM_KILLS = int(os.environ.get("TURNOUT_TEST_KILLS", "21"))
+ROWS = 50_000
+SPEC = """
+pipeline: ledger
+task: classification
+source: {entity: row, label: y}
+schema: {row: category, x: number, colour: category, y: category}
+training: {candidates: [{algorithm: logistic_regression}]}
+retraining: {on: [new_data]}
+"""
+# Steps that this journey does not take; each has its own test.
+ELSEWHERE: dict[str, str] = {}
+
+
+def crash_points() -> list[str]:
+    """Every name that the code gives to a step between two effects."""
+    found = re.findall(
+        r"""crash_point\(\s*"([^"]+)"\s*\)""",
+        "\n".join(p.read_text() for p in [*ROOT.glob("libs/*/src/**/*.py"), *ROOT.glob("services/*/src/**/*.py")]),
+    )
+    return sorted(set(found) - set(ELSEWHERE))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+async def test_nothing_is_lost_or_doubled_however_it_dies(tmp_path: Path) -> None:
+    points = crash_points()
+    rounds: list[str | None] = [*points, *[None] * RANDOM_KILLS]
+    ledger = Ledger(tmp_path / "sources", rows_a_file=max(ROWS // len(rounds) + 1, 500))
+    system = System(tmp_path / "home", ledger.folder)
+    environment = Environment(RuntimeSettings(home=system.home))
+    draw = random.Random(20261121)
+    try:
+        await _declare(environment)
+        never: list[str] = []
+        for number, point in enumerate(rounds):
+            await _announce(environment, ledger.offer(number), number)
+            ready = await asyncio.to_thread(system.start, environment={"TURNOUT_CRASH_POINT": point} if point else None)
+            if point:
+                if ready and not await _asked_until_dead(system, ledger, seconds=45):
+                    never.append(point)
+            else:
+                await _asked_until_dead(system, ledger, seconds=draw.uniform(0.2, 4.0))
+            system.kill()
+        assert not never, f"never reached: {never}"
+
+        assert await asyncio.to_thread(system.start), system.tail()
+        await _quiet(system, environment, files=len(rounds))
+        report = await check(environment, ledger, "ledger")
+        print(f"{len(points)} crash points, {RANDOM_KILLS} random kills: {report}")
+        assert report["rows"] >= ROWS
+        assert system.stop() == 0
+    finally:
+        if system.process is not None:
+            system.kill()
+        await environment.close()
+
+
+async def _declare(environment: Environment) -> None:
+    file = pipeline.parse(SPEC)
+    await environment.bus.publish(
+        PipelineDeclared.first(
+            source="/test", at=datetime.now(UTC), id="declared", pipeline="ledger", spec=file, spec_id=file.spec_id
+        )
+    )
+
+
+async def _announce(environment: Environment, path: Path, number: int) -> None:
+    await environment.bus.publish(
+        SourceDataAvailable.first(
+            source="/test", at=datetime.now(UTC), id=f"announced-{number}", pipeline="ledger", uri=str(path)
+        )
+    )
+
+
+async def _asked_until_dead(system: System, ledger: Ledger, *, seconds: float) -> bool:
+    """Send requests and keep the answers until the process ends or the time is over; whether it ended."""
+    until = time.monotonic() + seconds
+    async with httpx.AsyncClient(base_url=system.url, timeout=5) as http:
+        while time.monotonic() < until:
+            if not system.alive():
+                return True
+            with contextlib.suppress(httpx.TransportError):
+                reply = await http.post("/pipelines/ledger/score", json={"rows": [{"x": 0.5, "colour": "red"}]})
+                if reply.status_code == httpx.codes.OK:
+                    ledger.answer(reply.json())
+            await asyncio.sleep(0.05)
+    return not system.alive()
+
+
+async def _quiet(system: System, environment: Environment, *, files: int, seconds: float = 180) -> None:
+    """Wait until nothing is left to do: no lag and no job, twice in a row."""
+    until = time.monotonic() + seconds
+    calm = 0
+    async with httpx.AsyncClient(base_url=system.url, timeout=10) as http:
+        while calm < 3:
+            assert time.monotonic() < until, f"still busy; the log ends:\n{system.tail()}"
+            metrics = (await http.get("/metrics")).text
+            busy = sum(
+                float(line.rsplit(" ", 1)[1])
+                for line in metrics.splitlines()
+                if line.startswith(("turnout_consumer_lag_records", "turnout_jobs_waiting"))
+            )
+            calm = calm + 1 if busy == 0 else 0
+            await asyncio.sleep(0.3)
+    routed = [r async for r in environment.bus.replay(RoutingChanged)]
+    assert routed
