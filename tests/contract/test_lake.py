@@ -202,14 +202,17 @@ def test_adopted_files_are_rows_in_order(lake: Lake) -> None:
             pq.write_table(table(start, 5), path)
             writer.adopt(path)
         writer.write(table(10, 2))
+        last = writer.scratch() / "last.parquet"
+        pq.write_table(table(12, 1), last)
+        writer.adopt(last)
         other = writer.scratch() / "other.parquet"
         pq.write_table(table(0, 1).drop_columns("c"), other)
         with pytest.raises(Invalid, match="are not the data set's"):
             writer.adopt(other)
         manifest = writer.commit(lineage={}, at=AT)
 
-    assert manifest.rows == 12
-    assert lake.read(ref()) == table(0, 12)
+    assert manifest.rows == 13
+    assert lake.read(ref()) == table(0, 13)
 
 
 def test_scan_needs_little_memory(lake: Lake) -> None:

@@ -25,6 +25,7 @@ from turnout.ingestion.adapters.extraction import extract
 from turnout.ingestion.domain.convert import convert, convert_cells
 from turnout.ingestion.ports import Limits, Task
 
+MISSING = ("?", "-999", "63.0", "2026-02-01")
 KINDS: list[Kind] = ["number", "category", "timestamp"]
 NUMBERS = st.one_of(
     st.floats().map(repr),
@@ -71,20 +72,22 @@ def expected(text: str, kind: Kind, null_values: tuple[str, ...] = ()) -> object
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(texts=st.lists(TEXTS, max_size=6))
+@example(texts=["-999", " -999", "63.0", "63", "2026-02-01", "2026-02-02", " ", "x"])
 @example(texts=["1", "NaN(1)", "1_0", "1e400"])
+@example(texts=[f"2026-01-01 00:{i % 60:02}" + ("Z" if i % 7 else "") for i in range(300)])
 @example(texts=["63.0", "63.", "-0.0", "0000000000000001.0"])
 def test_columns_convert_as_cells_do(kind: Kind, texts: list[str]) -> None:
     try:
         encoded = [t.encode() for t in texts]
     except UnicodeEncodeError:
         return
-    want = [expected(t, kind, ("?",)) for t in texts]
+    want = [expected(t, kind, MISSING) for t in texts]
     for column in (pa.array(texts, pa.string()), pa.array(encoded, pa.binary()), pa.array(texts).dictionary_encode()):
         if pa.types.is_null(column.type):
             continue
-        found = convert(column, kind, "c", ["?"])
+        found = convert(column, kind, "c", MISSING)
         assert [found.bad.get(i, v) for i, v in enumerate(found.values.to_pylist())] == want
-    found = convert_cells(texts, kind, "c", ["?"])
+    found = convert_cells(texts, kind, "c", MISSING)
     assert [found.bad.get(i, v) for i, v in enumerate(found.values.to_pylist())] == want
 
 

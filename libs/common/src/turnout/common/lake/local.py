@@ -293,7 +293,8 @@ class LocalWriter:
             self._stored = pa.schema(left, {_FULL_SCHEMA: schema.serialize().to_pybytes()})
         self._open: dict[str, pq.ParquetWriter] = {}
         self._pending: dict[str, list[pa.Table]] = {}
-        self._adopted: list[Path] = []
+        self._adopted: list[DataFile] = []
+        self._files = 0
         self._committed = False
 
     def write(self, batch: pa.RecordBatch | pa.Table) -> None:
@@ -321,9 +322,11 @@ class LocalWriter:
         if self._partitioning.schema.names or not found.equals(self._schema):
             raise Invalid("columns", f"{found} are not the data set's {self._schema}")
         _make_folder(self._data)
+        self._close_files()
         target = self._data / self._next_name()
         path.rename(target)
-        self._adopted.append(target)
+        # Flushed and hashed now, while the engine is busy with its next file.
+        self._adopted.append(_describe(target, self._data))
 
     def commit(
         self,
@@ -368,17 +371,15 @@ class LocalWriter:
         A data set without a row keeps one empty file, so that its columns are known, unless `keep_schema` is
         false.
         """
-        for folder in list(self._pending):
-            self._flush(folder)
-        if keep_schema and not self._open and not self._adopted:
+        if keep_schema and not self._files and not self._pending:
             self._writer(".")
-        for writer in self._open.values():
-            writer.close()
-        self._open.clear()
+        self._close_files()
         if not self._data.exists():
             return ()
         crash_point("lake-data-written")
-        files = tuple(_describe(path, self._data) for path in sorted(self._data.rglob("*.parquet")))
+        described = {file.path: file for file in self._adopted}
+        paths = sorted(self._data.rglob("*.parquet"))
+        files = tuple(described.get(_relative(path, self._data)) or _describe(path, self._data) for path in paths)
         for folder in (self._data, *self._data.rglob("*/")):
             _sync_folder(folder)
         crash_point("lake-data-flushed")
@@ -418,6 +419,13 @@ class LocalWriter:
         tables = self._pending.pop(folder)
         self._writer(folder).write_table(pa.concat_tables(tables).combine_chunks(), row_group_size=ROW_GROUP)
 
+    def _close_files(self) -> None:
+        for folder in list(self._pending):
+            self._flush(folder)
+        for writer in self._open.values():
+            writer.close()
+        self._open.clear()
+
     def _writer(self, folder: str) -> pq.ParquetWriter:
         if folder not in self._open:
             if len(self._open) >= MAX_PARTITIONS:
@@ -432,7 +440,8 @@ class LocalWriter:
         return self._open[folder]
 
     def _next_name(self) -> str:
-        return f"part-{len(self._open) + len(self._adopted):05d}.parquet"
+        self._files += 1
+        return f"part-{self._files - 1:05d}.parquet"
 
 
 def _name(name: str, field: str) -> str:
@@ -486,12 +495,17 @@ def _load_manifest(folder: Path) -> Manifest | None:
         raise _unavailable(error) from error
 
 
+def _relative(path: Path, base: Path) -> str:
+    """`path` as the manifest names it: from the writer's own folder on."""
+    return (Path(base.name) / path.relative_to(base)).as_posix()
+
+
 def _describe(path: Path, base: Path) -> DataFile:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return DataFile(
-        path=(Path(base.name) / path.relative_to(base)).as_posix(),
+        path=_relative(path, base),
         rows=pq.read_metadata(path).num_rows,
         bytes=path.stat().st_size,
         sha256=sha256,

@@ -67,7 +67,7 @@ class Writer(Protocol):
         ...
 
     def adopt(self, path: Path) -> None:
-        """Append the rows of the Parquet file at `path`, which lies in `scratch()`, without decoding them.
+        """Append the rows of the Parquet file at `path`, which lies in a writer's `scratch()`, without decoding.
 
         Its columns are the data set's, with their types and in their order, else `Invalid`. Not for a data
         set that is partitioned by columns.

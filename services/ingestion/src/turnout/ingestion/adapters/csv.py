@@ -92,27 +92,32 @@ class CsvSource:
         """See `RowSource.pieces`."""
         reading = _Reading(self.layout, schema, self.source.null_values, set())
         with self.file.open() as stream:
-            for data, line in self._segments(stream):
-                yield partial(_fit, data, line, reading)
+            for segment in self._segments(stream):
+                yield partial(_fit, segment, reading)
 
-    def _segments(self, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    def _segments(self, stream: BinaryIO) -> Iterator[_Segment]:
         rest = stream.read(self.layout.skip)[self.layout.skip :]
         line = self.layout.first_line
         while block := stream.read(self.limits.piece_bytes):
-            data = rest + block
-            end = records.cut(data, self.layout.delimiter)
-            if end == 0 and len(data) > _MAX_RECORD:
-                raise self._unclosed(data, line)
-            rest = data[end:]
-            if end:
-                piece = data[:end] if rest else data
-                if piece.strip(b"\r\n"):
-                    yield piece, line
-                line += records.lines_in(piece)
+            piece, rest = self._cut(rest, block)
+            if not piece and len(rest) > _MAX_RECORD:
+                raise self._unclosed(rest, line)
+            lines = records.lines_in(piece)
+            if piece.strip(b"\r\n"):
+                yield _Segment(piece, line, lines)
+            line += lines
         if rest.strip(b"\r\n"):
             if records.unclosed(rest, self.layout.delimiter) is not None:
                 raise self._unclosed(rest, line)
-            yield rest, line
+            yield _Segment(rest, line, records.lines_in(rest))
+
+    def _cut(self, rest: bytes, block: bytes) -> tuple[bytes, bytes]:
+        """`rest + block` up to where its last record ends, and what is left; copied once where no quote is near."""
+        if b'"' not in block and b'"' not in rest and (end := block.rfind(b"\n") + 1):
+            return b"".join((rest, memoryview(block)[:end])), block[end:]
+        data = rest + block
+        end = records.cut(data, self.layout.delimiter)
+        return data[:end], data[end:]
 
     def _unclosed(self, data: bytes, line: int) -> Invalid:
         at = records.unclosed(data, self.layout.delimiter) or 0
@@ -166,6 +171,20 @@ def _check_encoding(head: bytes, what: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Segment:
+    """Whole records of a file: the line that the first stands in, and how many lines end in it."""
+
+    data: bytes
+    line: int
+    lines: int
+
+    @property
+    def most(self) -> int:
+        """How many records there can be: one a line."""
+        return self.lines + (not self.data.endswith((b"\n", b"\r")))
+
+
+@dataclass(frozen=True)
 class _Reading:
     """What all pieces of a file have in common; `suspects` grows by columns with cells that Arrow did not take."""
 
@@ -175,18 +194,19 @@ class _Reading:
     suspects: set[str]
 
 
-def _fit(data: bytes, line: int, reading: _Reading) -> Fitted:
-    """One piece of the file; its first line is `line`. Records that are no text are set apart first."""
-    if _is_text(data):
-        return _parsed(data, line, reading)
-    rest, found, sound = _sound(data, reading.layout.delimiter)
+def _fit(segment: _Segment, reading: _Reading) -> Fitted:
+    """One piece of the file. Records that are no text are set apart first, Arrow parses the rest."""
+    if _is_text(segment.data):
+        return _parsed(segment, reading)
+    line = segment.line
+    rest, found, sound = _sound(segment.data, reading.layout.delimiter)
     torn = [
-        Rejected(line + int(found.lines[at]), "the row is not UTF-8 text", found.text(data, int(at)))
+        Rejected(line + int(found.lines[at]), "the row is not UTF-8 text", found.text(segment.data, int(at)))
         for at in np.flatnonzero(~sound)
     ]
     if not rest:
         return Fitted(lake_schema(reading.schema).empty_table(), torn)
-    fitted = _parsed(rest, line, reading, lines=line + found.lines[sound])
+    fitted = _parsed(_Segment(rest, line, 0), reading, lines=line + found.lines[sound])
     return Fitted(fitted.good, sorted([*fitted.rejected, *torn], key=lambda r: r.row))
 
 
@@ -198,17 +218,17 @@ def _sound(data: bytes, delimiter: str) -> tuple[bytes, records.Records, NDArray
     return b"".join(text + b"\n" for text, good in zip(texts, sound, strict=True) if good), found, sound
 
 
-def _parsed(data: bytes, line: int, reading: _Reading, *, lines: NDArray[np.int64] | None = None) -> Fitted:
-    """`lines`: where each record stands, if not one after the other from `line`."""
+def _parsed(segment: _Segment, reading: _Reading, *, lines: NDArray[np.int64] | None = None) -> Fitted:
+    """`lines`: where each record stands, if not one after the other."""
     suspects, columns = reading.suspects, reading.schema.columns
-    types = {c.name: pa.binary() if c.name in suspects else _FAST_TYPES[c.kind] for c in columns}
+    types = {c.name: pa.string() if c.name in suspects else _FAST_TYPES[c.kind] for c in columns}
     try:
-        table, ragged = _parse(data, reading.layout, types, ["", *reading.null_values])
-        converted = {c.name: _converted(_whole(table[c.name]), c, reading) for c in reading.schema.columns}
+        table, ragged = _parse(segment.data, reading.layout, types, ["", *reading.null_values])
+        converted = {c.name: _converted(_whole(table[c.name]), c, reading) for c in columns}
     except (pa.ArrowInvalid, _NotFinite):
-        table, ragged = _parse(data, reading.layout, dict.fromkeys(types, pa.binary()))
-        converted = {c.name: _converted(_whole(table[c.name]), c, reading) for c in reading.schema.columns}
-    return _numbered(data, line, converted, ragged, reading, lines)
+        table, ragged = _parse(segment.data, reading.layout, dict.fromkeys(types, pa.string()))
+        converted = {c.name: _converted(_whole(table[c.name]), c, reading) for c in columns}
+    return _numbered(segment, converted, ragged, reading, lines)
 
 
 def _converted(cells: pa.Array, column: Column, reading: _Reading) -> Converted:
@@ -236,28 +256,26 @@ def _converts(cells: pa.Array, kind: str, null_values: Sequence[str]) -> bool:
     """Whether Arrow's CSV reader would take the column in its fast type."""
     if kind == "category":
         return True
-    texts = pc.cast(cells, pa.string())
-    blank = pc.is_in(texts, value_set=pa.array(["", *null_values], pa.string()))
+    blank = pc.is_in(cells, value_set=pa.array(["", *null_values], pa.string()))
     try:
-        pc.cast(pc.if_else(blank, pa.scalar(None, pa.string()), texts), _FAST_TYPES[kind])
+        pc.cast(pc.if_else(blank, pa.scalar(None, pa.string()), cells), _FAST_TYPES[kind])
     except pa.ArrowInvalid:
         return False
     return True
 
 
-def _numbered(  # noqa: PLR0917
-    data: bytes,
-    line: int,
+def _numbered(
+    segment: _Segment,
     converted: Mapping[str, Converted],
     ragged: Sequence[csv.InvalidRow],
     reading: _Reading,
     lines: NDArray[np.int64] | None,
 ) -> Fitted:
     """Give each row its line. One line a row needs no look at the text; anything else does."""
-    schema = reading.schema
+    data, line, schema = segment.data, segment.line, reading.schema
     count = len(next(iter(converted.values())).values) + len(ragged)
-    simple = lines is None and not ragged and not any(c.bad for c in converted.values())
-    if simple and count == records.lines_in(data) + (not data.endswith((b"\n", b"\r"))):
+    wrong = ragged or any(c.bad for c in converted.values())
+    if lines is None and not wrong and count == segment.most:
         return gather(converted, np.arange(line, line + count), schema, lambda _: "")
     found = records.records(data, reading.layout.delimiter)
     if len(found.starts) != count:

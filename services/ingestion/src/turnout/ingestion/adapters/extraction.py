@@ -10,12 +10,15 @@ Run again, a file whose batch exists is not read a second time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
@@ -29,7 +32,7 @@ from turnout.ingestion.adapters.columnar import ColumnarSource
 from turnout.ingestion.adapters.csv import CsvSource
 from turnout.ingestion.adapters.files import SourceFile, examine, find
 from turnout.ingestion.adapters.json import JsonSource
-from turnout.ingestion.domain.fitting import QUARANTINE, Fitted, Rejected, lake_schema, quarantine
+from turnout.ingestion.domain.fitting import QUARANTINE, Rejected, lake_schema, quarantine
 from turnout.ingestion.domain.schema import Schema, decide
 from turnout.ingestion.ports import Limits, Piece, RowSource, Task
 
@@ -51,8 +54,7 @@ class _Draft:
 
 def extract(lake: Lake, task: Task) -> RawDataExtracted:
     """Read what the announcement names into the lake. Raises `Invalid` naming every file that cannot be read."""
-    pipeline = task.cause.pipeline
-    schema = kept_schema(lake, pipeline)
+    schema = kept_schema(lake, task.cause.pipeline)
     done: dict[str, Batch] = {}
     drafts: list[_Draft] = []
     errors: list[Invalid] = []
@@ -60,18 +62,18 @@ def extract(lake: Lake, task: Task) -> RawDataExtracted:
         for path in find(task.cause.uri, task.roots):
             try:
                 file = examine(path, task.cause.format or task.file.source.format, task.limits)
-                if file.sha256 in done:
-                    continue
                 found = _one(lake, task, file, schema, stack)
             except Invalid as error:
                 errors.append(error)
                 continue
-            if isinstance(found, _Draft):
-                drafts.append(found)
-                schema = schema or found.schema
-                done[file.sha256] = found.batch
+            if isinstance(found, Manifest):
+                batch, of_file = _batch_of(found), _schema_of(found)
             else:
-                done[file.sha256], schema = _batch_of(found), schema or _schema_of(found)
+                batch, of_file = found.batch, found.schema
+                if batch.sha256 not in done:
+                    drafts.append(found)
+            done.setdefault(batch.sha256, batch)
+            schema = schema or of_file
         if errors:
             raise _together(errors)
         assert schema is not None  # `find` gives a file or raises
@@ -99,37 +101,101 @@ def open_source(file: SourceFile, source: Source, limits: Limits) -> RowSource:
 
 
 def _one(lake: Lake, task: Task, file: SourceFile, kept: Schema | None, stack: ExitStack) -> _Draft | Manifest:
-    spec = task.file.source
-    source = open_source(file, spec, task.limits)
-    schema, warnings = decide(source.sample(), task.file, kept, file.name)
-    decoding = _decoding(file.format, spec, schema)
-    batch_id = content_id("batch", task.cause.pipeline, file.sha256, decoding)
-    ref = DataSetRef(kind="raw", pipeline=task.cause.pipeline, id=batch_id)
-    existing = lake.manifest(ref)
-    if existing is not None:
-        return existing
-    aside = DataSetRef(kind="quarantine", pipeline=ref.pipeline, id=ref.id)
-    writer = stack.enter_context(lake.writer(ref, lake_schema(schema), partition_by=spec.partition_by))
-    rejects = stack.enter_context(lake.writer(aside, QUARANTINE))
-    written, rejected, first = 0, 0, None
-    for rows, refused in _read(source.pieces(schema), writer, schema, task, split=bool(spec.partition_by)):
-        written, rejected = written + rows, rejected + len(refused)
-        if refused:
-            first = first or refused[0]
-            rejects.write(quarantine(refused))
-    if first is not None:
-        told = f"for example line {first.row}: {first.reason}"
-        if written == 0:
-            raise Invalid(file.name, f"none of its {rejected:,} rows fits the schema; {told}")
-        message = f"{file.name}: {rejected:,} of {written + rejected:,} rows are in quarantine; {told}"
-        warnings = [*warnings, Warn(code="quarantined", message=message)]
+    """Read one file. Its id needs the hash of all its bytes, so that is taken while the first pieces are read."""
+    spec, pipeline = task.file.source, task.cause.pipeline
+    with ThreadPoolExecutor(task.limits.threads + 1, "ingestion") as threads:
+        digest = threads.submit(file.sha256)
+        source = open_source(file, spec, task.limits)
+        schema, warnings = decide(source.sample(), task.file, kept, file.name)
+        decoding = _decoding(file.format, spec, schema)
+        if spec.partition_by:
+            wait([digest])
+        # Only the scratch folder of this writer is used: it is there before the id is.
+        staging = stack.enter_context(lake.writer(DataSetRef(kind="raw", pipeline=pipeline, id="read"), QUARANTINE))
+        work = partial(_fit, folder=None if spec.partition_by else staging.scratch(), schema=schema)
+        fitted = _in_order(source.pieces(schema), work, threads, task.limits.threads, ready=digest.done)
+        counts = _Counts()
+        target: _Target | None = None
+        with closing(fitted):
+            for piece in fitted:
+                if target is None:
+                    ident = content_id("batch", pipeline, digest.result(), decoding)
+                    existing = lake.manifest(DataSetRef(kind="raw", pipeline=pipeline, id=ident))
+                    if existing is not None:
+                        return existing
+                    target = _opened(lake, pipeline, ident, schema, spec, stack)
+                target.take(piece, counts)
+    if target is None:
+        raise Invalid(file.name, "the file holds no row")
+    if counts.first is not None:
+        warnings = [*warnings, _quarantined(file, counts)]
     batch = Batch(
-        batch_id=batch_id, uri=file.path.as_uri(), sha256=file.sha256,
-        rows_read=written + rejected, rows_written=written, rows_quarantined=rejected,
-        data=ref, quarantine=aside if rejected else None,
+        batch_id=target.data.id, uri=file.path.as_uri(), sha256=digest.result(),
+        rows_read=counts.written + counts.rejected, rows_written=counts.written, rows_quarantined=counts.rejected,
+        data=target.data, quarantine=target.quarantine if counts.rejected else None,
     )  # fmt: skip
     crash_point("ingestion-rows-written")
-    return _Draft(batch, schema, [*source.warnings, *warnings], writer, rejects if rejected else None, decoding)
+    return _Draft(
+        batch, schema, [*source.warnings, *warnings], target.rows, target.rejects if counts.rejected else None, decoding
+    )
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A piece that is read: its good rows in a file, or as a table where they go to several folders."""
+
+    rows: int
+    path: Path | None
+    table: pa.Table
+    rejected: Sequence[Rejected]
+
+
+@dataclass
+class _Counts:
+    written: int = 0
+    rejected: int = 0
+    first: Rejected | None = None
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The two data sets that a file becomes."""
+
+    data: DataSetRef
+    quarantine: DataSetRef
+    rows: Writer
+    rejects: Writer
+
+    def take(self, piece: _Done, counts: _Counts) -> None:
+        """Append a piece."""
+        if piece.path is not None:
+            self.rows.adopt(piece.path)
+        elif piece.rows:
+            self.rows.write(piece.table)
+        counts.written += piece.rows
+        if piece.rejected:
+            self.rejects.write(quarantine(piece.rejected))
+            counts.rejected += len(piece.rejected)
+            counts.first = counts.first or piece.rejected[0]
+
+
+def _opened(lake: Lake, pipeline: str, ident: str, schema: Schema, spec: Source, stack: ExitStack) -> _Target:  # noqa: PLR0917
+    data, aside = (
+        DataSetRef.model_validate({"kind": k, "pipeline": pipeline, "id": ident}) for k in ("raw", "quarantine")
+    )
+    rows = stack.enter_context(lake.writer(data, lake_schema(schema), partition_by=spec.partition_by))
+    return _Target(data, aside, rows, stack.enter_context(lake.writer(aside, QUARANTINE)))
+
+
+def _quarantined(file: SourceFile, counts: _Counts) -> Warn:
+    """What to tell of rejected rows. Raises `Invalid` where there are no others."""
+    assert counts.first is not None
+    told = f"for example line {counts.first.row}: {counts.first.reason}"
+    if counts.written == 0:
+        raise Invalid(file.name, f"none of its {counts.rejected:,} rows fits the schema; {told}")
+    read = counts.written + counts.rejected
+    message = f"{file.name}: {counts.rejected:,} of {read:,} rows are in quarantine; {told}"
+    return Warn(code="quarantined", message=message)
 
 
 def _decoding(format_: Format, spec: Source, schema: Schema) -> Mapping[str, object]:
@@ -143,45 +209,44 @@ def _decoding(format_: Format, spec: Source, schema: Schema) -> Mapping[str, obj
     }
 
 
-def _read(
-    pieces: Iterator[Piece], writer: Writer, schema: Schema, task: Task, *, split: bool
-) -> Iterator[tuple[int, Sequence[Rejected]]]:
-    """Work on a few pieces at a time, give their counts in order. Threads: Arrow works outside Python's lock."""
-    texts = [c.name for c in schema.columns if c.kind == "category"]
-    folder = writer.scratch()
-    waiting: deque[Future[tuple[Fitted, Path | None]]] = deque()
-    with ThreadPoolExecutor(task.limits.threads, "ingestion") as threads:
-        try:
-            for number, piece in enumerate(pieces):
-                path = None if split else folder / f"piece-{number:06d}.parquet"
-                waiting.append(threads.submit(_fit, piece, path, texts))
-                if len(waiting) > task.limits.threads:
-                    yield _take(waiting.popleft(), writer)
-            while waiting:
-                yield _take(waiting.popleft(), writer)
-        finally:
-            for future in waiting:
-                future.cancel()
+def _in_order(
+    pieces: Iterator[Piece],
+    work: Callable[[Piece], _Done],
+    threads: ThreadPoolExecutor,
+    most: int,
+    *,
+    ready: Callable[[], bool],
+) -> Generator[_Done]:
+    """Work on a few pieces at a time, give them in order as soon as `ready`. Arrow works outside Python's lock.
+
+    A piece that is done is on disk, so any number of them may wait; only those at work take memory.
+    """
+    waiting: deque[Future[_Done]] = deque()
+    try:
+        for piece in pieces:
+            waiting.append(threads.submit(work, piece))
+            while len(busy := [f for f in waiting if not f.done()]) > most:
+                wait(busy, return_when=FIRST_COMPLETED)
+            while waiting and waiting[0].done() and ready():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def _fit(piece: Piece, path: Path | None, texts: list[str]) -> tuple[Fitted, Path | None]:
+def _fit(piece: Piece, folder: Path | None, schema: Schema) -> _Done:
     fitted = piece()
-    if path is None or fitted.good.num_rows == 0:
-        return fitted, None
+    rows = fitted.good.num_rows
+    if folder is None or rows == 0:
+        return _Done(rows, None, fitted.good, fitted.rejected)
+    path = folder / f"{uuid4().hex}.parquet"
+    texts = [c.name for c in schema.columns if c.kind == "category"]
     # Without the Arrow schema beside it a text column is read as text, whatever it was encoded as.
     with pq.ParquetWriter(path, fitted.good.schema, use_dictionary=texts, store_schema=False) as file:  # pyright: ignore[reportArgumentType]
         file.write_table(fitted.good, row_group_size=_ROW_GROUP)
-    return Fitted(fitted.good.slice(0, 0), fitted.rejected), path
-
-
-def _take(future: Future[tuple[Fitted, Path | None]], writer: Writer) -> tuple[int, Sequence[Rejected]]:
-    fitted, path = future.result()
-    if path is None:
-        writer.write(fitted.good)
-        return fitted.good.num_rows, fitted.rejected
-    rows = pq.read_metadata(path).num_rows
-    writer.adopt(path)
-    return rows, fitted.rejected
+    return _Done(rows, path, fitted.good.slice(0, 0), fitted.rejected)
 
 
 def _commit(draft: _Draft, task: Task, event: RawDataExtracted) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -106,11 +106,10 @@ def _hidden(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file as it was when its bytes were hashed."""
+    """One file as it was when it was first looked at; `stamp` tells whether it still is."""
 
     path: Path
     size: int
-    sha256: str
     format: Format
     compression: str | None
     stamp: tuple[int, ...]
@@ -121,17 +120,27 @@ class SourceFile:
         """What messages call it."""
         return self.path.name
 
+    def sha256(self) -> str:
+        """The hash of the file's bytes as they lie there (compressed, if they are)."""
+        with self._raw() as raw:
+            return hashlib.file_digest(cast("Any", raw), "sha256").hexdigest()
+
     @contextmanager
     def open(self) -> Generator[BinaryIO]:
         """Its bytes from the start, decompressed. Raises `Invalid` when they are damaged, far more than they should
-        be, or no longer those that were hashed."""
+        be, or when the file is no longer what it was."""
+        with self._raw() as raw:
+            if self.compression is None:
+                yield raw
+            else:
+                yield cast("BinaryIO", io.BufferedReader(_Limited(self, _decompressed(raw, self)), 2**16))
+
+    @contextmanager
+    def _raw(self) -> Generator[BinaryIO]:
         try:
             with self.path.open("rb") as raw:
                 self._check(raw)
-                if self.compression is None:
-                    yield raw
-                else:
-                    yield cast("BinaryIO", io.BufferedReader(_Limited(self, _decompressed(raw, self)), 2**16))
+                yield raw
                 self._check(raw)
         except FileNotFoundError:
             raise self._changed() from None
@@ -147,16 +156,11 @@ class SourceFile:
 
 
 def examine(path: Path, declared: Format | None, limits: Limits) -> SourceFile:
-    """Hash a file and say what it is. Raises `Invalid` where it is empty or not what it is said to be."""
+    """Say what a file is, by its first bytes and its name. Raises `Invalid` where it is empty or cannot be read."""
     try:
         with path.open("rb") as raw:
             stamp = _stamp(raw)
             head = raw.read(512)
-            digest = hashlib.sha256(head)
-            while block := raw.read(2**20):
-                digest.update(block)
-            if _stamp(raw) != stamp:
-                raise Invalid(path.name, "the file changed while it was read", fix="announce it again when complete")
     except FileNotFoundError:
         raise Invalid(path.name, "the file is gone") from None
     except PermissionError:
@@ -168,7 +172,7 @@ def examine(path: Path, declared: Format | None, limits: Limits) -> SourceFile:
     compression = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     size = stamp[0]
     return SourceFile(
-        path, size, digest.hexdigest(), declared or _format(path, head, compression), compression, stamp,
+        path, size, declared or _format(path, head, compression), compression, stamp,
         limits.decoded(size),
     )  # fmt: skip
 

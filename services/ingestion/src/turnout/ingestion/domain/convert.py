@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from turnout.common.errors import Invalid
 from turnout.common.values import MAX_TEXT, Cell, Kind, cell
@@ -30,6 +31,11 @@ LAKE_TYPES: Mapping[Kind, pa.DataType] = {
 # integral number with a decimal part (`63.0`).
 _CANONICAL = r"^[!-~]([ -~]*[!-~])?$"
 _MAYBE_INTEGRAL = r"\.0*$"
+_NUMBER_LETTERS, _TIME_LETTERS = np.zeros((2, 256), np.bool_)
+_NUMBER_LETTERS[list(b"0123456789.+-eE")] = True
+_TIME_LETTERS[list(b"0123456789.+-:/ TZ")] = True
+# A stretch of times with a wrong one in it that is not divided further.
+_SMALL = 64
 _PLAIN_NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _SHOWN = 40
 # From the year 1 to the year 9999, what Python's datetime holds; nanoseconds do not reach that far.
@@ -98,13 +104,12 @@ def canonical(column: pa.DictionaryArray, field: str, null_values: Collection[st
 def _text(text: pa.Array, kind: Kind, field: str, null_values: Collection[str]) -> Converted:
     if kind == "category":
         return canonical(text.dictionary_encode(), field, null_values)
-    trimmed = pc.ascii_trim_whitespace(text)
-    missing = pc.equal(trimmed, "")
+    # What is odd, or stays null because it is blank or means missing, is asked of `cell` once per distinct text.
+    plain = _without(text, _odd_rows(text, _NUMBER_LETTERS if kind == "number" else _TIME_LETTERS))
     if null_values:
-        missing = pc.or_(missing, pc.is_in(trimmed, value_set=pa.array(sorted(null_values), pa.string())))
-    nothing = pa.scalar(None, pa.string())
-    easy = (_easy_numbers if kind == "number" else _easy_times)(pc.if_else(missing, nothing, trimmed))
-    return _patched(easy, pc.if_else(missing, nothing, text), kind, field, null_values)
+        meant = pc.is_in(plain, value_set=pa.array(sorted(null_values), pa.string()))
+        plain = pc.if_else(meant, pa.scalar(None, pa.string()), plain)
+    return _patched((_easy_numbers if kind == "number" else _easy_times)(plain), text, kind, field, null_values)
 
 
 def _easy_numbers(text: pa.Array) -> pa.Array:
@@ -117,13 +122,37 @@ def _easy_numbers(text: pa.Array) -> pa.Array:
 
 
 def _easy_times(text: pa.Array) -> pa.Array:
+    """Moments; null where Arrow finds none, with some right ones around it."""
     dashed = pc.replace_substring(text, "/", "-")
     for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
         try:
             return _times(pc.cast(dashed, kind), "").values
         except pa.ArrowInvalid:
             continue
-    return pa.nulls(len(text), LAKE_TYPES["timestamp"])
+    if len(text) <= _SMALL:
+        return pa.nulls(len(text), LAKE_TYPES["timestamp"])
+    half = len(text) // 2
+    return pa.concat_arrays([_easy_times(text.slice(0, half)), _easy_times(text.slice(half))])
+
+
+def _odd_rows(text: pa.Array, letters: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Rows that hold a letter which is not among `letters`, or none at all."""
+    if not len(text):
+        return np.array([], np.int64)
+    _, ends, content = text.buffers()
+    offsets = np.frombuffer(ends, np.int32)[text.offset : text.offset + len(text) + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    odd = np.flatnonzero(~letters[np.frombuffer(content, np.uint8)[first:last]]) if last > first else np.array([], int)
+    rows = np.searchsorted(offsets, odd + first, side="right") - 1
+    return np.union1d(rows, np.flatnonzero(offsets[1:] == offsets[:-1]))
+
+
+def _without(text: pa.Array, rows: NDArray[np.int64]) -> pa.Array:
+    if not len(rows):
+        return text
+    mask = np.zeros(len(text), np.bool_)
+    mask[rows] = True
+    return pc.if_else(pa.array(mask), pa.scalar(None, pa.string()), text)
 
 
 def _patched(values: pa.Array, text: pa.Array, kind: Kind, field: str, null_values: Collection[str]) -> Converted:

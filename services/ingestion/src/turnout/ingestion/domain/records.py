@@ -87,8 +87,11 @@ def records(data: bytes, delimiter: str) -> Records:
     crlf = (stops > starts) & (stops < len(data)) & (array[np.maximum(stops - 1, 0)] == _CR)
     stops = stops - crlf
     filled = stops > starts
-    starts, stops = starts[filled], stops[filled]
-    return Records(starts, stops, np.searchsorted(breaks, starts))
+    # Where no field holds a line end, the records are the lines.
+    lines = np.arange(len(starts)) if ends is breaks else np.searchsorted(breaks, starts)
+    if not filled.all():
+        starts, stops, lines = starts[filled], stops[filled], lines[filled]
+    return Records(starts, stops, lines)
 
 
 def unclosed(data: bytes, delimiter: str) -> int | None:
