@@ -112,8 +112,11 @@ async def test_what_is_stuck_ends_the_process(environment: Environment, pipeline
 async def test_idle_is_not_stuck(environment: Environment) -> None:
     process = Process(environment.home, patience=2)
     await process.url()
-    await asyncio.sleep(4)
-    await environment.bus.publish(source_available())
-    await wait_for(environment.bus, FeaturesGenerated)
+    for number in range(2):
+        event = source_available()
+        await environment.bus.publish(event)
+        await wait_for(environment.bus, FeaturesGenerated, where=lambda e, of=event: e.correlation_id == of.id)
+        if number == 0:
+            await asyncio.sleep(5)
     process.send(signal.SIGTERM)
     assert await process.ended() == 0

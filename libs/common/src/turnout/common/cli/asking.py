@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from turnout.common.cli.console import Home, environment, out, run
-from turnout.common.cli.describe import metrics, routes
+from turnout.common.cli.describe import routes
 from turnout.common.errors import Invalid
 from turnout.common.events import Event, ModelReady, RoutingChanged
 from turnout.common.runtime.environment import Environment
@@ -28,9 +28,10 @@ def models(
         if not found:
             out.print(f"{pipeline} has no version yet", markup=False)
             return
-        out.print(_table(found, route))
+        for event in found:
+            _show(event, route)
         if route is not None:
-            out.print(f"{routes(route)} ({route.why})", markup=False)
+            out.print(f"now: {routes(route)} ({route.why})", markup=False)
 
     run(work)
 
@@ -48,19 +49,17 @@ async def versions(env: Environment, pipeline: str) -> list[ModelReady]:
     return list(found.values())
 
 
-def _table(found: list[ModelReady], route: RoutingChanged | None) -> Table:
-    table = Table("version", "role", "algorithm", "metrics", "base rate", "ready", "why", box=None)
-    for event in found:
-        table.add_row(
-            event.version,
-            _role(event.version, route),
-            event.algorithm,
-            metrics(event.metrics),
-            metrics(event.base_rate) if event.base_rate else "",
-            event.time.astimezone().strftime("%Y-%m-%d %H:%M"),
-            event.why,
+def _show(event: ModelReady, route: RoutingChanged | None) -> None:
+    when = event.time.astimezone().strftime("%Y-%m-%d %H:%M")
+    role = _role(event.version, route)
+    out.print(
+        Text.assemble(
+            (f"version {event.version}", "bold"), f"  {event.algorithm}  {when}  ", (role, "green"), f"\n  {event.why}"
         )
-    return table
+    )
+    for name, value in sorted(event.metrics.items()):
+        base = f"  (base rate {event.base_rate[name]:.3f})" if name in event.base_rate else ""
+        out.print(f"    {name:<10} {value:.3f}{base}", markup=False)
 
 
 def _role(version: str, route: RoutingChanged | None) -> str:

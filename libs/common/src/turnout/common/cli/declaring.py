@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import unified_diff
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 import yaml
 from rich.text import Text
@@ -47,6 +48,7 @@ CHAIN: tuple[type[Event], ...] = (
 )  # fmt: skip
 # After the model is ready, its route follows in moments, unless a person has to approve it.
 ROUTE_SECONDS = 10.0
+READY_SECONDS = 0.1
 
 
 def apply(
@@ -97,8 +99,23 @@ async def watch(env: Environment, spec: PipelineFile, since: datetime) -> int:
             if described(received)[0] == spec.pipeline:
                 out.print(line(received))
                 progress.see(received)
+    if progress.version is not None and progress.failure is None and spec.deployment.approval == "automatic":
+        await _answering(env, spec.pipeline, progress.version)
     out.print(progress.verdict())
     return progress.code
+
+
+async def _answering(env: Environment, name: str, version: str) -> None:
+    """Wait a little until scoring has the version loaded, so that the next request meets it."""
+    there = await asyncio.to_thread(address, env.home)
+    if there is None:
+        return
+    async with httpx.AsyncClient(base_url=there.url, timeout=5) as http:
+        for _ in range(int(ROUTE_SECONDS / READY_SECONDS)):
+            with suppress(httpx.HTTPError):
+                if (await http.get(f"/v2/models/{name}/versions/{version}/ready")).is_success:
+                    return
+            await asyncio.sleep(READY_SECONDS)
 
 
 @dataclass

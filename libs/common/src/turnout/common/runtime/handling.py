@@ -99,7 +99,7 @@ class Handling:
                 reraise=True,
             ):
                 with attempt:
-                    self.progress.beat(self.group)
+                    self._beat()
                     produced = await self._once(events)
                     self.health.well(self.group)
                     return produced
@@ -116,9 +116,13 @@ class Handling:
     def _pausing(self, error: Unavailable) -> None:
         telemetry.RETRIES.labels(self.service, self.group).inc()
         self.health.trouble(self.group, str(error))
-        # Waiting for something that is away is no standstill.
-        self.progress.beat(self.group)
+        self._beat()
         log.warning("not available, trying again", reaction=self.group, error=str(error))
+
+    def _beat(self) -> None:
+        """Waiting for something that is away is no standstill. A job has a heartbeat of its own."""
+        if not self.reaction.long:
+            self.progress.beat(self.group)
 
     def _succeeded(self, items: Sequence[Item], produced: Sequence[Record], into: Handled) -> None:
         into.produced += produced
@@ -190,12 +194,11 @@ def context(events: Iterable[Event]) -> Mapping[str, str]:
     return {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
 
 
-async def until_available(call: Callable[[], Awaitable[object]], what: str, health: Health, progress: Progress) -> None:
+async def until_available(call: Callable[[], Awaitable[object]], what: str, health: Health) -> None:
     """Do `call`, again and again while it raises `Unavailable`."""
 
     def pausing(error: Unavailable) -> None:
         health.trouble(what, str(error))
-        progress.beat(what)
         log.warning("not available, trying again", reaction=what, error=str(error))
 
     async for attempt in AsyncRetrying(

@@ -15,6 +15,7 @@ import uvicorn
 
 from turnout.common import telemetry
 from turnout.common.errors import Invalid, Unavailable
+from turnout.common.executor.processes import ProcessExecutor
 from turnout.common.runtime.connections import MAX_CONNECTIONS, BoundedProtocol, allow_connections
 from turnout.common.runtime.consuming import Consumer
 from turnout.common.runtime.environment import Environment
@@ -164,6 +165,8 @@ async def _answer(
 async def _started(running: Running, url: str, then: Callable[[str], Awaitable[None]] | None) -> None:
     for health in running.health.values():
         health.started = True
+    # The first piece of CPU work shall not wait for its workers to start.
+    _background(running, "executor", lambda: asyncio.to_thread(_warm, running.environment), None)
     log.info("serving", url=url, services=sorted(running.services))
     if then is not None:
         await then(url)
@@ -256,6 +259,11 @@ async def _beat(progress: Progress) -> None:
     while True:
         progress.beat("event loop")
         await asyncio.sleep(1)
+
+
+def _warm(environment: Environment) -> None:
+    if isinstance(environment.executor, ProcessExecutor):
+        environment.executor.warm()
 
 
 async def _watch_polls(running: Running) -> None:

@@ -170,7 +170,7 @@ class Worker:
             report(self._handling, 1, handled, time.perf_counter() - began)
 
     async def _surely(self, call: Callable[[], Awaitable[object]]) -> None:
-        await until_available(call, f"{self._handling.group} jobs", self._handling.health, self._handling.progress)
+        await until_available(call, f"{self._handling.group} jobs", self._handling.health)
 
     def _failure(self, item: Item, error: Exception) -> StageFailed:
         found = error if isinstance(error, Invalid) else None
