@@ -55,11 +55,18 @@ def _of_numbers(answers: Answers, seed: int) -> Mapping[str, bytes]:
     rows = np.sort(np.random.default_rng(seed).permutation(answers.rows)[:POINTS])
     actual, predicted = answers.truth[rows], answers.given[rows]
     residual = answers.given - answers.truth
-    counts, edges = np.histogram(residual[np.isfinite(residual)], bins=20)
+    counts, edges = np.histogram(residual, bins=20, range=_range(residual))
     return {
         "curves/predicted_actual.json": _json(_points(actual=actual, predicted=predicted)),
         "curves/residuals.json": _json({"edges": edges.tolist(), "counts": counts.tolist()}),
     }
+
+
+def _range(values: NDArray[np.float64]) -> tuple[float, float]:
+    """From the least to the largest, wide enough to be cut into bins also where all are the same."""
+    low, high = float(values.min()), float(values.max())
+    margin = max(abs(low), abs(high), 1e-300) * 1e-9
+    return (low - margin, high + margin) if high - low <= margin else (low, high)
 
 
 def _points(**columns: NDArray[Any]) -> list[dict[str, float]]:

@@ -44,6 +44,9 @@ def overridden(file: PipelineFile, payload: Mapping[str, JsonValue]) -> Pipeline
         raise Invalid("payload.training", "is no mapping", fix='{"training": {"candidates": […]}}')
     try:
         training = Training.model_validate({**file.training.model_dump(), **changes})
+    except ValidationError as error:
+        raise in_words(error, Training) from None
+    try:
         return PipelineFile.model_validate({**file.model_dump(by_alias=True), "training": training})
     except ValidationError as error:
         raise in_words(error, PipelineFile) from None

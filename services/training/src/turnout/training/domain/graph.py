@@ -51,9 +51,14 @@ class Graph:
         )
         if key not in self._constants:
             name = self.new_name()
-            made: Any = helper.make_tensor  # its types forget strings
+            # helper.make_tensor would go through numpy, which drops NULs at the end of a text.
             tensor = (
-                made(name, TensorProto.STRING, value.shape, [str(v).encode() for v in value.ravel()])
+                TensorProto(
+                    name=name,
+                    data_type=TensorProto.STRING,
+                    dims=value.shape,
+                    string_data=[str(text).encode() for text in value.ravel()],
+                )
                 if value.dtype == object
                 else numpy_helper.from_array(np.ascontiguousarray(value), name)
             )

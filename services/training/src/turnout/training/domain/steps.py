@@ -125,6 +125,7 @@ class Impute:
                 missing_values=empty,
                 strategy=how if seen else "constant",
                 fill_value=fills if how == "constant" or not seen else None,
+                keep_empty_features=True,
             ).fit(block.texts[name].reshape(-1, 1))
         return cls(columns, numbers, texts)
 
