@@ -7,7 +7,7 @@ change is a new `major` (cloudevents/spec.md, "dataschema").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -17,9 +17,7 @@ from turnout.common.ids import caused_event_id, new_event_id
 from turnout.common.pipeline import PipelineFile
 from turnout.common.values import Kind
 
-ATTRIBUTES = frozenset(
-    {"id", "source", "time", "correlation_id", "causation_id", "traceparent"}
-)
+ATTRIBUTES = frozenset({"id", "source", "time", "correlation_id", "causation_id", "traceparent"})
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Values = Mapping[str, float | int | str | bool | None]
@@ -203,6 +201,17 @@ class Target(Part):
     task: Literal["classification", "regression", "clustering", "features"]
     label: str | None = None
     classes: tuple[str, ...] = ()
+
+    def output(self, inputs: Iterable[Column]) -> str:
+        """The name of a graph's one output: `probabilities`, `score` or `cluster`.
+
+        ONNX gives inputs and outputs one set of names: where a column of `inputs` has this one, a `_` follows it.
+        """
+        name = {"classification": "probabilities", "clustering": "cluster"}.get(self.task, "score")
+        taken = {column.name for column in inputs}
+        while name in taken:
+            name += "_"
+        return name
 
 
 class Prior(Part):

@@ -107,13 +107,10 @@ class Graph:
     def model(
         self, output: str, tensor: str, kind: int, shape: Sequence[int | None], notes: Mapping[str, str]
     ) -> ModelProto:
-        """The finished model with one output. Where a column is called like the output, the output gets a `_` more.
+        """The finished model with one output, which no column may be called like.
 
         Nodes that do not lead to the output are left out. Raises `onnx.checker.ValidationError` if it is not valid.
         """
-        taken = {column.name for column in self.inputs}
-        while output in taken:
-            output += "_"
         nodes = _leading_to(tensor, self._nodes)
         nodes.append(helper.make_node("Identity", [tensor], [output]))
         read = {name for node in nodes for name in _reads(node)}

@@ -30,7 +30,6 @@ LABEL = "_label"
 # The largest difference between graph and native way: absolute for probabilities, relative for large numbers.
 ALLOWED = 1e-4
 LARGEST_FP32 = float(np.finfo(np.float32).max)
-OUTPUTS = {"classification": "probabilities", "regression": "score", "clustering": "cluster"}
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ def _finished(graph: Graph, written: str, estimator: Any, target: Target) -> byt
             flat = graph.constant(np.array([-1], dtype=np.int64))
             written = graph.node("Reshape", graph.cast(written, kind), flat)
     notes = {"turnout.task": target.task, "turnout.classes": orjson.dumps(target.classes).decode()}
-    model = graph.model(OUTPUTS[target.task], written, kind, shape, notes)
+    model = graph.model(target.output(graph.inputs), written, kind, shape, notes)
     return model.SerializeToString(deterministic=True)
 
 
