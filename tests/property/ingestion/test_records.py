@@ -108,3 +108,14 @@ def test_arrow_finds_as_many(data: bytes) -> None:
 def test_fields_are_those_that_were_written(cells: list[str]) -> None:
     line = ",".join('"' + cell.replace('"', '""') + '"' for cell in cells)
     assert records.fields(line, ",") == cells
+
+
+@given(st.lists(st.text(st.sampled_from("ab é"), max_size=5), min_size=1, max_size=30), st.data())
+def test_single_lines_are_found(lines: list[str], data: st.DataObject) -> None:
+    wanted = sorted(data.draw(st.sets(st.integers(0, len(lines) - 1))))
+    stretch, records._STRETCH = records._STRETCH, data.draw(st.integers(1, 50))
+    try:
+        found = records.texts_of_lines("\r\n".join(lines).encode(), wanted)
+    finally:
+        records._STRETCH = stretch
+    assert found == {at: lines[at] for at in wanted}

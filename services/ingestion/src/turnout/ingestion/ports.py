@@ -25,7 +25,7 @@ class Limits:
     """How much memory and work one source may take: bytes of text in one piece, threads, and by how much a file may
     grow when it is decoded (`expansion` times its size, but never less than `expansion_floor` bytes)."""
 
-    piece_bytes: int = 16 * 2**20
+    piece_bytes: int = 8 * 2**20
     threads: int = 2
     expansion: int = 200
     expansion_floor: int = 256 * 2**20

@@ -14,7 +14,7 @@ class IngestionSettings(BaseSettings):
     threads: int = Field(default=2, ge=1, description="Threads that read one file.")
     parallel: int = Field(default=1, ge=1, description="Announcements that are read at a time.")
     piece_bytes: int = Field(
-        default=16 * 2**20, ge=2**16, description="Bytes of a file in one piece of work; memory grows with it."
+        default=8 * 2**20, ge=2**16, description="Bytes of a file in one piece of work; memory grows with it."
     )
     expansion: int = Field(
         default=200, ge=1, description="How many times its size a compressed or Parquet file may decode to."

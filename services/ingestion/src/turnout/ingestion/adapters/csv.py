@@ -271,12 +271,13 @@ def _numbered(
     reading: _Reading,
     lines: NDArray[np.int64] | None,
 ) -> Fitted:
-    """Give each row its line. One line a row needs no look at the text; anything else does."""
+    """Give each row its line. One line a row needs no close look at the text."""
     data, line, schema = segment.data, segment.line, reading.schema
     count = len(next(iter(converted.values())).values) + len(ragged)
-    wrong = ragged or any(c.bad for c in converted.values())
-    if lines is None and not wrong and count == segment.most:
-        return gather(converted, np.arange(line, line + count), schema, lambda _: "")
+    if lines is None and not ragged and count == segment.most:
+        wrong = sorted({row for column in converted.values() for row in column.bad})
+        texts = records.texts_of_lines(data, wrong) if wrong else {}
+        return gather(converted, np.arange(line, line + count), schema, texts.__getitem__)
     found = records.records(data, reading.layout.delimiter)
     if len(found.starts) != count:
         raise RuntimeError(f"{count} records parsed, {len(found.starts)} found from line {line}")

@@ -246,7 +246,7 @@ def _fit(piece: Piece, folder: Path | None, schema: Schema) -> _Done:
     # Without the Arrow schema beside it a text column is read as text, whatever it was encoded as.
     with pq.ParquetWriter(path, fitted.good.schema, use_dictionary=texts, store_schema=False) as file:  # pyright: ignore[reportArgumentType]
         file.write_table(fitted.good, row_group_size=_ROW_GROUP)
-    return _Done(rows, path, fitted.good.slice(0, 0), fitted.rejected)
+    return _Done(rows, path, fitted.good.schema.empty_table(), fitted.rejected)
 
 
 def _commit(draft: _Draft, task: Task, event: RawDataExtracted) -> None:

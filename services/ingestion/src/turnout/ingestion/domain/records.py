@@ -16,6 +16,7 @@ from turnout.common.errors import Invalid
 
 Positions = NDArray[np.int64]
 _QUOTE, _LF, _CR = ord('"'), ord("\n"), ord("\r")
+_STRETCH = 2**16
 DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -92,6 +93,25 @@ def records(data: bytes, delimiter: str) -> Records:
     if not filled.all():
         starts, stops, lines = starts[filled], stops[filled], lines[filled]
     return Records(starts, stops, lines)
+
+
+def texts_of_lines(data: bytes, lines: Sequence[int]) -> dict[int, str]:
+    """What stands in some lines (from 0, ascending) of a text whose lines end with LF or CR LF."""
+    array = np.frombuffer(data, np.uint8)
+    counts = [int(np.count_nonzero(array[at : at + _STRETCH] == _LF)) for at in range(0, len(array), _STRETCH)]
+    before = np.concatenate([[0], np.cumsum(counts)])
+    found: dict[int, str] = {}
+    for line in lines:
+        # The line starts after line end number `line`, counted from 1.
+        start = 0
+        if line:
+            stretch = int(np.searchsorted(before, line)) - 1
+            ends = np.flatnonzero(array[stretch * _STRETCH : (stretch + 1) * _STRETCH] == _LF)
+            start = stretch * _STRETCH + int(ends[line - 1 - before[stretch]]) + 1
+        end = data.find(b"\n", start)
+        text = data[start : end if end != -1 else len(data)].removesuffix(b"\r")
+        found[line] = text.decode("utf-8", errors="backslashreplace")
+    return found
 
 
 def unclosed(data: bytes, delimiter: str) -> int | None:
