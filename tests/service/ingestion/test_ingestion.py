@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,18 +23,22 @@ from turnout.common.events import (
 )
 from turnout.common.pipeline import PipelineFile
 from turnout.common.runtime.environment import Environment
+from turnout.ingestion.adapters.extraction import kept_schema
+from turnout.ingestion.reactions import Observing
 from turnout.ingestion.service import build
 
 FILE = PipelineFile.model_validate(
     {"pipeline": "p", "task": "classification", "source": {"label": "y", "entity": "id", "event_time": "at"}}
 )
+KEYS = {"id": "category", "at": "timestamp"}
 CSV = "id,at,age,y\na1,2026-01-01,40,no\na2,2026-01-02,old,yes\na3,2026-01-03,50,yes\n" + "".join(
     f"b{i},2026-01-04,{i},no\n" for i in range(40)
 )
 
 
 @pytest.fixture
-async def client(environment: Environment) -> AsyncIterator[httpx.AsyncClient]:
+async def client(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    monkeypatch.setenv("TURNOUT_INGESTION_FLUSH_SECONDS", "0")
     await declare(environment, FILE)
     async with running(environment, build(environment)) as (_, client):
         yield client
@@ -145,8 +150,7 @@ async def test_observations_from_the_bus_are_kept_once(
 
 
 async def test_redelivered_observations_are_known_after_a_restart(environment: Environment, tmp_path: Path) -> None:
-    columns = {"id": "category", "age": "number", "at": "timestamp"}
-    await declare(environment, FILE.model_copy(update={"columns": columns}))
+    await declare(environment, FILE.model_copy(update={"columns": {"age": "number"} | KEYS}))
     events = [observed(n) for n in range(6)]
     before, after = build(environment).reactions[1], build(environment).reactions[1]
     await before.handle(events[:2])
@@ -155,6 +159,20 @@ async def test_redelivered_observations_are_known_after_a_restart(environment: E
     await after.handle(events)
 
     assert sorted(row["age"] for row in observations(environment)) == [float(n) for n in range(6)]
+
+
+async def test_a_trickle_of_observations_is_gathered(environment: Environment) -> None:
+    await declare(environment, FILE.model_copy(update={"columns": {"age": "number"} | KEYS}))
+    gathering = Observing(
+        environment.lake, environment.pipelines, kept_schema, environment.now, pace=timedelta(minutes=5), enough=10
+    )
+    await gathering([observed(0)])
+    assert len(observations(environment)) == 1
+    waiting = asyncio.create_task(gathering([observed(1)]))
+    await gathering([observed(n) for n in range(2, 12)])
+    assert len(observations(environment)) == 11
+    assert not waiting.done()
+    waiting.cancel()
 
 
 async def test_posted_observations_are_checked_before_any_is_published(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -82,18 +84,34 @@ class Observing:
 
     No event follows: the next feature set takes every batch that is there. An observation that was written and is
     delivered again, because the process died before the offset moved, is known by its row number.
+
+    So that a trickle does not become a flood of small data sets, a delivery of fewer than `enough` observations waits
+    until `pace` has passed since the one before; what comes meanwhile is in the next delivery.
     """
 
-    def __init__(self, lake: Lake, pipelines: Pipelines, kept: KeptSchema, now: Clock) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        pipelines: Pipelines,
+        kept: KeptSchema,
+        now: Clock,
+        *,
+        pace: timedelta = timedelta(),
+        enough: int = 1,
+    ) -> None:
         self._lake = lake
         self._pipelines = pipelines
         self._kept = kept
         self._now = now
+        self._pace = pace.total_seconds()
+        self._enough = enough
+        self._last = -math.inf
         self._known: dict[str, dict[int, None]] = {}
 
     async def __call__(self, events: Sequence[Event]) -> list[Event]:
         """Write the observations that fit, then raise `Invalid` if one does not: asked again one by one, those that
         are written are known."""
+        await self._wait(len(events))
         by_pipeline: dict[str, list[ObservationReceived]] = {}
         for event in events:
             assert isinstance(event, ObservationReceived)
@@ -108,6 +126,12 @@ class Observing:
         if wrong is not None:
             raise wrong
         return []
+
+    async def _wait(self, rows: int) -> None:
+        clock = asyncio.get_running_loop().time
+        if rows < self._enough:
+            await asyncio.sleep(max(0.0, self._last + self._pace - clock()))
+        self._last = clock()
 
     async def check(self, events: Sequence[ObservationReceived]) -> None:
         """Raise `Invalid` or `Unknown` where an observation would not fit."""

@@ -42,7 +42,10 @@ def build(environment: Environment) -> Service:
         lake, pipelines, environment.executor, extract,
         roots=(*environment.settings.source_roots, environment.home), limits=limits, now=now,
     )  # fmt: skip
-    observing = Observing(lake, pipelines, kept_schema, now)
+    observing = Observing(
+        lake, pipelines, kept_schema, now,
+        pace=timedelta(seconds=settings.flush_seconds), enough=settings.flush_rows,
+    )  # fmt: skip
     app = FastAPI(title="Turnout ingestion", description="Files and observations into the lake.")
     app.include_router(routes(environment.bus, observing.check, environment.keys.require("score"), now))
     age = timedelta(hours=settings.sweep_hours)

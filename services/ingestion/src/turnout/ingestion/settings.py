@@ -22,6 +22,10 @@ class IngestionSettings(BaseSettings):
     expansion_floor: int = Field(
         default=256 * 2**20, ge=0, description="Bytes that any compressed or Parquet file may decode to."
     )
+    flush_seconds: float = Field(
+        default=2.0, ge=0, le=15, description="Seconds between two batches of observations while few come."
+    )
+    flush_rows: int = Field(default=200, ge=1, description="Observations that are written without waiting for more.")
     sweep_hours: float = Field(
         default=24.0, gt=0, description="Age in hours at which files that a dead writer left are removed."
     )
