@@ -22,7 +22,7 @@ from turnout.common.errors import Invalid
 from turnout.common.events import RawDataExtracted, SourceDataAvailable
 from turnout.common.lake.local import LocalLake
 from turnout.common.pipeline import PipelineFile
-from turnout.ingestion.adapters import files
+from turnout.ingestion.adapters import extraction, files
 from turnout.ingestion.adapters.extraction import extract
 from turnout.ingestion.ports import Limits, Task
 
@@ -407,3 +407,35 @@ def test_roots(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(Invalid, match=message):
             files.find(uri, [inside])
+
+
+class Died(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "point", ["ingestion-rows-written", "ingestion-quarantine-committed", "ingestion-batch-committed"]
+)
+def test_dying_between_two_steps_and_running_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    put(folder, "a.csv", CSV + b"x,2,3\n" + CSV[7:] * 20)
+    put(folder, "b.csv", CSV + b"x,2,4\n" + CSV[7:] * 20)
+    lake = LocalLake(tmp_path / "lake")
+    expected = run(folder, lake=LocalLake(tmp_path / "other"))
+
+    def die(name: str) -> None:
+        if name == point:
+            raise Died
+
+    monkeypatch.setattr(extraction, "crash_point", die)
+    with pytest.raises(Died):
+        run(folder, lake=lake)
+    monkeypatch.undo()
+    event = run(folder, lake=lake)
+
+    assert event.batches == expected.batches
+    assert (event.rows_read, event.rows_quarantined) == (86, 2)
+    for batch in event.batches:
+        assert batch.quarantine is not None
+        assert lake.read(batch.data).num_rows + lake.read(batch.quarantine).num_rows == batch.rows_read
