@@ -80,6 +80,18 @@ def test_a_random_algorithm_gets_the_seed_unless_the_file_gives_one() -> None:
     assert build(known, {"random_state": 9}, 5, FIELD).get_params()["random_state"] == 9
 
 
+def test_the_trees_of_a_forest_draw_few_of_very_many_rows() -> None:
+    known = LIBRARY["random_forest", "regression"]
+
+    def drawn(rows: int, **parameters: int) -> object:
+        return known.sized(build(known, parameters, 0, FIELD), rows).get_params()["max_samples"]
+
+    assert drawn(20_000) is None
+    assert drawn(160_000) == 20_000
+    assert drawn(160_000, max_samples=500) == 500
+    assert drawn(160_000, bootstrap=False) is None
+
+
 def test_without_candidates_there_are_sensible_ones() -> None:
     for task in ("classification", "regression", "clustering"):
         found = fitting.choose(parse(FILE.format(task=task, training="{}")), ("sklearn",))

@@ -121,7 +121,7 @@ def fit(
             name = block.names[int(np.isnan(block.numbers).any(axis=0).argmax())]
             raise Invalid("preparation", f"'{name.partition(chr(0))[0]}' has missing values", fix="impute it")
         seen = _seen(block.numbers, algorithm)
-        fitted: Any = estimator
+        fitted: Any = algorithm.sized(estimator, block.rows)
         fitted.fit(seen) if answer.values is None else fitted.fit(seen, answer.values)
     notes = tuple(
         dict.fromkeys(" ".join(str(w.message).split())[:300] for w in caught if w.category is ConvergenceWarning)
