@@ -31,7 +31,7 @@ up: $(READY) ## Run the seven services in one process and stay up
 	$(BIN)/python examples/breast_cancer/demo.py --stay
 
 test: $(READY) ## Run every test that needs no server
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-%: $(READY) ## Run one kind of test: unit, property, contract, service, journey, install, docs
 	$(BIN)/pytest tests/$*
