@@ -71,6 +71,7 @@ async def running(
         app = site(started.services, started.health, root, started.measure)
         for health in started.health.values():
             health.started = True
+        await until(lambda: environment.pipelines.ready and environment.routes.ready)
         try:
             async with httpx.AsyncClient(
                 transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://turnout"

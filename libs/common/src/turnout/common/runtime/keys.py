@@ -57,6 +57,7 @@ class ApiKeys:
         key = f"turnout_{secrets.token_urlsafe(32)}"
         kept = dict(self._keys) | {name: _Key(sha256=sha256(key.encode()).hexdigest(), scope=scope)}
         self._write(kept)
+        self._read()
         return key
 
     def require(self, scope: Scope) -> Callable[[Request], Awaitable[str]]:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from turnout.common import telemetry
 from turnout.common.runtime import problems
 from turnout.common.runtime.health import Health
-from turnout.common.runtime.limits import Limits
+from turnout.common.runtime.limits import Limits, StrictJson
 from turnout.common.runtime.service import Service
 
 MOUNT = "/services/"
@@ -30,8 +30,10 @@ Measure = Callable[[], Awaitable[None]]
 def equip(service: Service, health: Mapping[str, Health], measure: Measure) -> None:
     """Give a service's app problem documents and, of the services in `health`, `/livez`, `/readyz`, `/metrics`."""
     problems.install(service.app)
-    taken = {route.path for route in service.app.routes if isinstance(route, APIRoute)}
-    if "/livez" not in taken:
+    routes = [route for route in service.app.routes if isinstance(route, APIRoute)]
+    if any(route.body_field is not None for route in routes):
+        service.app.add_middleware(StrictJson)
+    if "/livez" not in {route.path for route in routes}:
         add_health(service.app, health, measure)
 
 
