@@ -31,7 +31,7 @@ def models(
         for event in found:
             _show(event, route)
         if route is not None:
-            out.print(f"now: {routes(route)} ({route.why})", markup=False)
+            out.print(f"now: {routes(route.table)} ({route.why})", markup=False)
 
     run(work)
 

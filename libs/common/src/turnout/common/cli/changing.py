@@ -8,10 +8,12 @@ from urllib.parse import quote
 
 import httpx
 import typer
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from turnout.common.cli.console import Home, Key, Url, out, settings_of
+from turnout.common.cli.describe import routes
 from turnout.common.errors import Invalid, Unavailable, Unknown
+from turnout.common.events import RoutingTable
 from turnout.common.runtime.home import address
 
 Pipeline = Annotated[str, typer.Argument(help="Name of the pipeline.")]
@@ -44,6 +46,17 @@ def rollback(
         _tell(ask(home, url, key, pipeline, "rollback", {"why": why}), f"{pipeline} rolled back")
     else:
         promote(pipeline, version, why or "rolled back", home, key, url)
+
+
+def unpin(
+    pipeline: Pipeline,
+    why: Why = "",
+    home: Home = None,
+    key: Key = None,
+    url: Url = None,
+) -> None:
+    """Let automation decide again, after a person has promoted or rolled back."""
+    _tell(ask(home, url, key, pipeline, "unpin", {"why": why}), f"{pipeline} is decided by automation again")
 
 
 def remove(
@@ -117,5 +130,7 @@ def _running(home: Any) -> str:
 
 
 def _tell(reply: Mapping[str, JsonValue], otherwise: str) -> None:
-    words = reply.get("message") or reply.get("detail")
-    out.print(str(words) if words else otherwise, markup=False)
+    try:
+        out.print(routes(RoutingTable.model_validate(reply)), markup=False)
+    except ValidationError:  # no table: something else was asked for
+        out.print(otherwise, markup=False)

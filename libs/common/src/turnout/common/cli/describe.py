@@ -25,6 +25,7 @@ from turnout.common.events import (
     PipelineRemoved,
     RawDataExtracted,
     RoutingChanged,
+    RoutingTable,
     ScoreProduced,
     ScoreRequested,
     SourceDataAvailable,
@@ -68,7 +69,7 @@ def describe(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 (one line an 
         case CandidateRefused():
             return f"{event.algorithm or 'the run'}: {event.why}"
         case RoutingChanged():
-            return f"{routes(event)}; {event.why}"
+            return f"{routes(event.table)}; {event.why}"
         case VersionEjected():
             return f"version {event.version} {'taken off' if event.admitted else 'refused'}: {event.why}"
         case VersionRestored():
@@ -112,9 +113,8 @@ def metrics(found: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in sorted(found.items())) or "no metrics"
 
 
-def routes(event: RoutingChanged) -> str:
+def routes(table: RoutingTable) -> str:
     """A routing table in one line."""
-    table = event.table
     words = [f"champion {table.champion}"]
     if table.previous:
         words.append(f"previous {table.previous}")
