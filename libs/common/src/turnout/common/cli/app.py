@@ -43,7 +43,8 @@ def root(
 
 for command in (
     running.up, running.run, declaring.apply, following.publish, following.events, following.replay, asking.models,
-    changing.promote, changing.rollback, changing.unpin, changing.remove, changing.forget, lineage.lineage, doctor.doctor,
+    changing.promote, changing.rollback, changing.unpin, changing.remove, changing.forget,
+    lineage.lineage, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(keys.app, name="keys")
