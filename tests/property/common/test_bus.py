@@ -113,7 +113,7 @@ class Bus(RuleBasedStateMachine):
                     for received in delivery.received:
                         self.done[group][received.record.key or b""].append(int(received.record.value or b""))
 
-    async def _next_delivery(self, found: AsyncGenerator[Delivery], group: str, opened: int) -> Delivery | None:
+    async def _next_delivery(self, found: AsyncGenerator[Delivery], group: str) -> Delivery | None:
         """The next one, or None once the group has nothing left; the group knows only after it has joined."""
         waiting = asyncio.ensure_future(anext(found))
         while not (await asyncio.wait({waiting}, timeout=0.01))[0]:
