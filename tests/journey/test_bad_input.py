@@ -120,6 +120,12 @@ class BadRequest:
 
 SCORE = "/pipelines/good/score"
 INFER = "/v2/models/good/infer"
+OBSERVE = "/services/ingestion/observations"
+MONITORING = "/services/monitoring/pipelines/good"
+
+
+def _observation(name: str, values: dict[str, Any]) -> Any:
+    return {"pipeline": name, "entity": "e", "event_time": "2026-01-01T00:00:00Z", "values": values}
 
 
 def _tensor(data: object, *, name: str = "a", datatype: str = "FP64", shape: tuple[int, ...] = (1, 1)) -> Any:
@@ -151,11 +157,9 @@ REQUESTS = [
     BadRequest("shape that does not fit the data", INFER, _tensor([1.0], shape=(2, 1)), 422, "shape", v2=True),
     BadRequest("unknown datatype", INFER, _tensor([1.0], datatype="FP128"), 422, "FP128", v2=True),
     BadRequest("malformed JSON, v2", INFER, None, 400, "JSON", raw=b"{", v2=True),
-    BadRequest("observation that does not fit", "/services/ingestion/observations",
-               {"pipeline": "good", "entity": "e", "event_time": "2026-01-01T00:00:00Z", "values": {"a": "x"}}, 422, "a"),
-    BadRequest("observation of an unknown pipeline", "/services/ingestion/observations",
-               {"pipeline": "goood", "entity": "e", "event_time": "2026-01-01T00:00:00Z", "values": {"a": 1}}, 404, "good"),
-    BadRequest("promote an unknown version", "/services/monitoring/pipelines/good/promote", {"version": "99"}, 404, "99"),
+    BadRequest("observation that does not fit", OBSERVE, _observation("good", {"a": "x"}), 422, "a"),
+    BadRequest("observation of an unknown pipeline", OBSERVE, _observation("goood", {"a": 1}), 404, "good"),
+    BadRequest("promote an unknown version", MONITORING + "/promote", {"version": "99"}, 404, "99"),
 ]  # fmt: skip
 
 
@@ -219,9 +223,10 @@ class Poison:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-TOPICS = ("SourceDataAvailable", "RawDataExtracted", "FeaturesGenerated", "DataSegregated", "ModelTrained", "ModelReady",
-          "ScoreRequested", "ScoreProduced", "OutcomeObserved", "ObservationReceived", "TrainingRequested",
-          "BatchScoringRequested", "RoutingChanged", "VersionEjected", "PipelineRemoved", "EntityForgotten")  # fmt: skip
+TOPICS = ("SourceDataAvailable", "RawDataExtracted", "FeaturesGenerated", "DataSegregated", "ModelTrained",
+          "ModelReady", "ScoreRequested", "ScoreProduced", "OutcomeObserved", "ObservationReceived",
+          "TrainingRequested", "BatchScoringRequested", "RoutingChanged", "VersionEjected", "PipelineRemoved",
+          "EntityForgotten")  # fmt: skip
 POISON = [
     *(Poison(f"not JSON on {topic}", topic, b"\xff\xfenot json") for topic in TOPICS),
     Poison("empty", "SourceDataAvailable", b""),
@@ -252,17 +257,17 @@ class BadModel:
 
 
 def _endless(graph: bytes) -> bytes:
-    import sys  # noqa: PLC0415
+    import sys
 
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "breast_cancer"))
-    from slow_graph import slowed  # noqa: PLC0415
+    from slow_graph import slowed
 
     return slowed(graph, "a", 2**62)
 
 
 def _external(graph: bytes) -> bytes:
-    import onnx  # noqa: PLC0415
-    from onnx import TensorProto  # noqa: PLC0415
+    import onnx
+    from onnx import TensorProto
 
     model = onnx.load_from_string(graph)
     tensor = model.graph.initializer.add(name="stolen", data_type=TensorProto.FLOAT, dims=[1])
@@ -272,8 +277,8 @@ def _external(graph: bytes) -> bytes:
 
 
 def _greedy(graph: bytes) -> bytes:
-    import onnx  # noqa: PLC0415
-    from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load_from_string(graph)
     out = model.graph.output[0].name

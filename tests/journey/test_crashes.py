@@ -15,6 +15,7 @@ import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -39,7 +40,18 @@ training: {candidates: [{algorithm: logistic_regression}]}
 retraining: {on: [new_data]}
 """
 # Steps that this journey does not take; each has its own test.
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE = {
+    "lake-erased": "tests/service/ingestion",
+    "lake-removing": "tests/service/ingestion",
+    "ingestion-entity-erased": "tests/service/ingestion",
+    "monitoring.verdict-found": "tests/service/monitoring",
+    "monitoring.verdict-published": "tests/service/monitoring",
+    "monitoring.command-published": "tests/service/monitoring",
+    "monitoring.removal-published": "tests/service/monitoring",
+    "monitoring.forgetting-published": "tests/service/monitoring",
+    "scoring-batch-quarantined": "tests/service/scoring",
+    "scoring-batch-committed": "tests/service/scoring",
+}
 
 
 def crash_points() -> list[str]:
@@ -63,21 +75,24 @@ async def test_nothing_is_lost_or_doubled_however_it_dies(tmp_path: Path) -> Non
     try:
         await _declare(environment)
         never: list[str] = []
+        began = time.monotonic()
         for number, point in enumerate(rounds):
             await _announce(environment, ledger.offer(number), number)
             ready = await asyncio.to_thread(system.start, environment={"TURNOUT_CRASH_POINT": point} if point else None)
             if point:
-                if ready and not await _asked_until_dead(system, ledger, seconds=45):
+                if ready and not await _used_until_dead(system, ledger, number, seconds=45):
                     never.append(point)
             else:
-                await _asked_until_dead(system, ledger, seconds=draw.uniform(0.2, 4.0))
+                await _used_until_dead(system, ledger, number, seconds=draw.uniform(0.2, 4.0))
             system.kill()
+            print(f"round {number}: {point or 'random'} after {time.monotonic() - began:.0f} s", flush=True)
         assert not never, f"never reached: {never}"
 
         assert await asyncio.to_thread(system.start), system.tail()
         await _quiet(system, environment, files=len(rounds))
         report = await check(environment, ledger, "ledger")
-        print(f"{len(points)} crash points, {RANDOM_KILLS} random kills: {report}")
+        seconds = time.monotonic() - began
+        print(f"{len(points)} crash points, {RANDOM_KILLS} random kills in {seconds:.0f} s: {report}")
         assert report["rows"] >= ROWS
         assert system.stop() == 0
     finally:
@@ -103,19 +118,28 @@ async def _announce(environment: Environment, path: Path, number: int) -> None:
     )
 
 
-async def _asked_until_dead(system: System, ledger: Ledger, *, seconds: float) -> bool:
-    """Send requests and keep the answers until the process ends or the time is over; whether it ended."""
+async def _used_until_dead(system: System, ledger: Ledger, number: int, *, seconds: float) -> bool:
+    """Observe, ask and tell outcomes until the process ends or the time is over; whether it ended."""
     until = time.monotonic() + seconds
+    turn = 0
     async with httpx.AsyncClient(base_url=system.url, timeout=5) as http:
-        while time.monotonic() < until:
-            if not system.alive():
-                return True
+        while time.monotonic() < until and system.alive():
+            turn += 1
             with contextlib.suppress(httpx.TransportError):
+                observation = ledger.observe(f"o{number:03d}-{turn:05d}")
+                if (await http.post("/services/ingestion/observations", json=observation)).is_success:
+                    ledger.observed(observation["entity"])
                 reply = await http.post("/pipelines/ledger/score", json={"rows": [{"x": 0.5, "colour": "red"}]})
-                if reply.status_code == httpx.codes.OK:
+                if reply.is_success:
                     ledger.answer(reply.json())
+                    await http.post("/outcomes", json=_outcome(reply.json()["rows"][0]))
             await asyncio.sleep(0.05)
     return not system.alive()
+
+
+def _outcome(row: dict[str, Any]) -> dict[str, Any]:
+    """What was predicted did happen, so that nobody is found degraded."""
+    return {"score_id": row["score_id"], "outcome": row["value"], "time": datetime.now(UTC).isoformat()}
 
 
 async def _quiet(system: System, environment: Environment, *, files: int, seconds: float = 180) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from turnout.common.events import (
     DataSegregated,
+    DataSetRef,
     FeaturesGenerated,
     ModelReady,
     PipelineDeclared,
@@ -36,6 +37,7 @@ class Ledger:
     rows_a_file: int
     dirty_every: int = 500
     offered: dict[str, str] = field(default_factory=dict)
+    unsure: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     answered: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -62,6 +64,16 @@ class Ledger:
         self.hashes[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
         return path
 
+    def observe(self, name: str) -> dict[str, Any]:
+        """The body of an observation whose entity is `name`; nobody knows whether it will be taken."""
+        self.unsure[name] = f"{0.25:.6f}"
+        values = {"x": 0.25, "colour": "blue", "y": "1"}
+        return {"pipeline": "ledger", "entity": name, "event_time": "2026-01-01T00:00:00Z", "values": values}
+
+    def observed(self, name: str) -> None:
+        """The observation was acknowledged: it must not be lost."""
+        self.offered[name] = self.unsure.pop(name)
+
     def answer(self, reply: dict[str, Any]) -> None:
         """Remember the rows of a reply to a scoring request."""
         for row in reply["rows"]:
@@ -85,19 +97,23 @@ async def check(environment: Environment, ledger: Ledger, pipeline: str) -> dict
 def _rows(environment: Environment, ledger: Ledger, pipeline: str) -> int:
     """I1: every row is in the lake or in quarantine, exactly once."""
     lake = environment.lake
+    known = ledger.offered | ledger.unsure
     seen: Counter[str] = Counter()
     for manifest in lake.manifests("raw", pipeline):
         table = lake.read(manifest.ref, columns=["row", "x"]).to_pylist()
         assert len(table) == manifest.rows
         for row in table:
             seen[row["row"]] += 1
-            assert ledger.offered[row["row"]] == f"{row['x']:.6f}"
+            assert known[row["row"]] == f"{row['x']:.6f}"
     for manifest in lake.manifests("quarantine", pipeline):
         for row in lake.read(manifest.ref).to_pylist():
             name = row["_text"].split(",")[0]
             seen[name] += 1
             assert ledger.offered[name] == "quarantine"
-    assert seen == Counter(ledger.offered.keys()), _difference(seen, ledger.offered)
+    problem = _difference(seen, ledger.offered)
+    assert all(seen[name] == 1 for name in ledger.offered), problem
+    assert all(seen[name] <= 1 for name in ledger.unsure), problem
+    assert seen.keys() <= ledger.offered.keys() | ledger.unsure.keys(), problem
     return seen.total()
 
 
@@ -170,5 +186,9 @@ async def _lineage(environment: Environment, ledger: Ledger, pipeline: str) -> N
         model = ready[version]
         assert hashlib.sha256(environment.lake.get_model(model.file)).hexdigest() == model.file.sha256
         for batch_id in sets[model.feature_set_id].batch_ids:
-            batch = batches[batch_id]
+            batch = batches.get(batch_id)
+            if batch is None:  # a batch of observations: its lineage are the events
+                lineage = environment.lake.manifest(DataSetRef(kind="raw", pipeline=pipeline, id=batch_id))
+                assert lineage is not None
+                continue
             assert ledger.hashes[batch.uri.removeprefix("file://")] == batch.sha256
