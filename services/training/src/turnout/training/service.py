@@ -13,6 +13,9 @@ from turnout.training import fitting
 from turnout.training.reactions import Train
 from turnout.training.settings import TrainingSettings
 
+# Whoever starts Turnout to use it at once shall not share two cores with imports; who uses it later finds them done.
+WARM_AFTER_SECONDS = 10.0
+
 
 def build(env: Environment) -> Service:
     """Training on the ports of `env`."""
@@ -30,6 +33,7 @@ def build(env: Environment) -> Service:
 
     async def warm_up() -> None:
         """scikit-learn takes seconds to import in each worker, and so does MLflow here: not when somebody waits."""
+        await asyncio.sleep(WARM_AFTER_SECONDS)
         loop = asyncio.get_running_loop()
         workers = [loop.run_in_executor(env.executor, fitting.warm) for _ in range(env.settings.workers)]
         with contextlib.suppress(Unavailable):
