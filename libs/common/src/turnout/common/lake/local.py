@@ -49,6 +49,7 @@ MAX_MODEL = 2**30
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _MODEL_URI = re.compile(r"models/(?P<pipeline>[^/]+)/(?P<name>[0-9a-f]{64}\.onnx)")
+_FORMAT = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=False))
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # In a partitioned file's metadata: the schema with the columns that only the folder's name holds.
 _FULL_SCHEMA = b"turnout:schema"
@@ -226,7 +227,7 @@ class LocalLake:
             return ds.dataset(
                 paths,
                 schema=schema,
-                format="parquet",
+                format=_FORMAT,
                 partitioning=ds.HivePartitioning(partitions),
                 partition_base_dir=str(folder),
             )
@@ -240,18 +241,16 @@ class LocalLake:
         for name in columns or ():
             _field(dataset.schema, name)
         try:
-            scanner = dataset.scanner(
-                columns=None if columns is None else list(columns),
-                filter=where,
-                batch_size=batch_rows,
-                # One file and few batches ahead: memory does not grow with the data.
-                batch_readahead=2,
-                fragment_readahead=1,
-                fragment_scan_options=ds.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False),
-            )
-            for batch in scanner.to_batches():
-                if batch.num_rows:
-                    yield batch
+            for piece in _row_groups(dataset, where):
+                scanner = piece.scanner(
+                    dataset.schema,
+                    columns=None if columns is None else list(columns),
+                    filter=where,
+                    batch_size=batch_rows,
+                )
+                for batch in scanner.to_batches():
+                    if batch.num_rows:
+                        yield batch
         except pa.ArrowInvalid as error:
             raise Invalid("where", str(error)) from error
         except OSError as error:
@@ -461,6 +460,15 @@ def _equal(key: Mapping[str, object]) -> pc.Expression:
     for column, value in key.items():
         result = result & (pc.field(column).is_null() if value is None else pc.field(column) == value)
     return result
+
+
+def _row_groups(dataset: ds.FileSystemDataset, where: pc.Expression | None) -> Iterator[ds.ParquetFileFragment]:
+    """The row groups that may hold rows `where` asks for, in order.
+
+    A scanner reads ahead of a slow consumer without end; over one row group at a time it can get no further than that.
+    """
+    for fragment in dataset.get_fragments(where):
+        yield from fragment.split_by_row_group(where, schema=dataset.schema)
 
 
 def _rows(tables: Sequence[pa.Table]) -> int:
