@@ -159,7 +159,7 @@ def test_csv_rows_are_in_the_lake_or_in_quarantine(
     want, refused, line = [], [], 1
     for row in rows:
         cells = {name: expected(text, kind) for (name, kind), text in zip(columns.items(), row, strict=True)}
-        text = written([list(row)], lineterminator="", quoting=quoting).decode()
+        text = written([list(row)], lineterminator=ending, quoting=quoting).decode().removesuffix(ending)
         if any(isinstance(v, str) and v.startswith("c: ") for v in cells.values()):
             refused.append((line, text))
         else:
@@ -171,6 +171,8 @@ def test_csv_rows_are_in_the_lake_or_in_quarantine(
 
 @settings(max_examples=60, deadline=None)
 @given(content=st.binary(max_size=80).map(lambda b: b"1,a\n" + b), piece=st.sampled_from([1, 16, 2**20]))
+@example(content="1,a\n\ufeff2,\ufeffb\n".encode(), piece=1)
+@example(content="1,a\n\ufeff".encode(), piece=1)
 def test_any_bytes_are_counted_or_refused(content: bytes, piece: int) -> None:
     try:
         event, good, bad = run(content, {"n": "number", "c": "category"}, piece, delimiter=",")

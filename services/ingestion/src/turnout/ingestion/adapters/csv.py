@@ -318,6 +318,9 @@ def _parse(
         ragged.append(row)
         return "skip"
 
+    if data.startswith(_BOM):
+        # Arrow would take it for the mark of a file's start; behind an empty line it is a letter of the first cell.
+        data = b"\n" + data
     table = csv.read_csv(
         pa.BufferReader(data),
         csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(layout.names)),
