@@ -13,6 +13,7 @@ from starlette.requests import Request
 from turnout.common.bus.port import Bus
 from turnout.common.errors import Invalid
 from turnout.common.events import ObservationReceived, Values
+from turnout.common.runtime import problems
 from turnout.common.runtime.service import Clock
 
 MOST = 1_000
@@ -21,7 +22,20 @@ MOST = 1_000
 class Observation(BaseModel):
     """One row of a live stream. The same `id` again (or, without one, never) is the same observation."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={
+            "examples": [
+                {
+                    "pipeline": "heart-disease",
+                    "entity": "patient-17",
+                    "event_time": "2026-01-31T08:15:00Z",
+                    "values": {"age": 63, "chol": 233.5, "thal": "3"},
+                }
+            ]
+        },
+    )
 
     id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     pipeline: Annotated[str, Field(min_length=1, max_length=200)]
@@ -43,7 +57,7 @@ def routes(
     now: Clock,
 ) -> APIRouter:
     """The routes; `check` raises where a row does not fit its pipeline's schema, `caller` where a key is missing."""
-    router = APIRouter()
+    router = APIRouter(responses=dict(problems.RESPONSES))
 
     @router.post("/observations", status_code=HTTPStatus.ACCEPTED, dependencies=[Depends(caller)])
     async def observe(observed: Observation | list[Observation]) -> Accepted:  # pyright: ignore[reportUnusedFunction]

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from turnout.common.events import RoutingTable
 from turnout.common.history.port import HistoryStore, Joined
+from turnout.common.runtime import problems
 from turnout.monitoring.domain import page, report
 from turnout.monitoring.domain.progress import Progress
 from turnout.monitoring.domain.report import AuditLine, PipelineLine, PipelineReport, Quality
@@ -118,7 +119,11 @@ class Callers:
 
 def app(watch: Watch, reports: Reports, callers: Callers) -> FastAPI:
     """Monitoring's own routes."""
-    made = FastAPI(title="Turnout monitoring", summary="Versions, routing and what became of the scores")
+    made = FastAPI(
+        title="Turnout monitoring",
+        summary="Versions, routing and what became of the scores",
+        responses=dict(problems.RESPONSES),
+    )
     made.state.callers = callers
     _reading(made, reports)
     _deciding(made, watch)

@@ -23,6 +23,28 @@ log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
 PROTOCOL = "/v2"
+# For an app's OpenAPI document: what every error is. FastAPI's own 422 is left out where a route has this.
+RESPONSES: Mapping[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "A problem document (RFC 9457)",
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "required": ["type", "title", "status", "detail"],
+                    "properties": {
+                        "type": {"type": "string"},
+                        "title": {"type": "string"},
+                        "status": {"type": "integer"},
+                        "detail": {"type": "string", "description": "What is wrong, in a sentence."},
+                        "field": {"type": "string", "description": "Where."},
+                        "fix": {"type": "string", "description": "What to do about it."},
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 def install(app: FastAPI) -> None:

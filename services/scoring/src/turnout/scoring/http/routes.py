@@ -14,75 +14,15 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from turnout.common.runtime import problems
 from turnout.common.runtime.keys import ApiKeys
-from turnout.scoring.http import replies
+from turnout.scoring.http import replies, shapes
 from turnout.scoring.http.protocol import Protocol
 from turnout.scoring.http.replies import Accepted, Reply, ScoresShown, StoredScore
 from turnout.scoring.http.scores import Scores
 from turnout.scoring.reactions.answering import LateError
 
 Handler = Callable[[Scope, Receive], Awaitable[Reply]]
-
-_SCORE_BODY: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "rows": {
-            "type": "array",
-            "maxItems": 1000,
-            "items": {"type": "object", "additionalProperties": {"type": ["number", "string", "boolean", "null"]}},
-            "description": "One object per row, the raw columns by name. What is missing is imputed by the graph.",
-        },
-        "entities": {
-            "type": "array",
-            "maxItems": 1000,
-            "items": {"type": "string"},
-            "description": "Whose features to take from the online store; with rows, the rows' values win.",
-        },
-        "version": {"type": ["string", "integer"], "description": "Ask this version alone: it answers or errs."},
-        "timeout_ms": {"type": "number", "exclusiveMinimum": 0, "description": "Sooner than the SLO, in ms."},
-        "mode": {"enum": ["sync", "async"]},
-    },
-    "additionalProperties": False,
-    "example": {"rows": [{"age": 63, "sex": "1", "cp": 1}]},
-}
-_TENSOR: dict[str, Any] = {
-    "type": "object",
-    "required": ["name", "shape", "datatype", "data"],
-    "properties": {
-        "name": {"type": "string"},
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "datatype": {"type": "string"},
-        "data": {"type": "array", "items": {}},
-        "parameters": {"type": "object"},
-    },
-}
-_INFER_BODY: dict[str, Any] = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "id": {"type": "string", "description": "Comes back in the reply."},
-        "parameters": {"type": "object", "properties": {"timeout": {"type": "number", "description": "In µs."}}},
-        "inputs": {"type": "array", "items": _TENSOR},
-        "outputs": {
-            "type": "array",
-            "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
-        },
-    },
-    "example": {"inputs": [{"name": "age", "shape": [1, 1], "datatype": "FP64", "data": [63]}]},
-}
-_OUTCOME: dict[str, Any] = {
-    "type": "object",
-    "required": ["score_id", "outcome"],
-    "properties": {
-        "score_id": {"type": "string"},
-        "outcome": {"type": ["string", "number", "boolean"]},
-        "time": {"type": "string", "format": "date-time", "description": "When it was observed; default: now."},
-    },
-    "additionalProperties": False,
-    "example": {"score_id": "019ad0…", "outcome": "yes", "time": "2026-01-31T08:15:00Z"},
-}
-_PROBLEM = {"description": 'A problem document (RFC 9457); under /v2 the protocol\'s {"error": …}'}
-ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 403, 404, 408, 413, 415, 422, 503, 504), _PROBLEM)
 
 
 class Front:
@@ -143,14 +83,19 @@ async def _late(request: Request, error: Exception) -> Response:
 
 
 def _friendly(scores: Scores, keys: ApiKeys) -> APIRouter:
-    routes = APIRouter(tags=["scoring"], responses=ERRORS, dependencies=[Depends(keys.require("score"))])
+    routes = APIRouter(
+        tags=["scoring"], responses=dict(problems.RESPONSES), dependencies=[Depends(keys.require("score"))]
+    )
 
     @routes.post(
         "/pipelines/{pipeline}/score",
         response_model=ScoresShown,
-        responses={202: {"model": Accepted, "description": "Accepted; the scores are at `/scores/{score_id}`."}},
+        responses={
+            200: shapes.example("The answers.", shapes.SCORE_REPLY),
+            202: {"model": Accepted, "description": "Accepted; the scores are at `/scores/{score_id}`."},
+        },
         openapi_extra=_body(
-            _SCORE_BODY,
+            shapes.SCORE_BODY,
             _parameter("version", "string"),
             _parameter("timeout_ms", "number"),
             _parameter("mode", "string"),
@@ -172,7 +117,8 @@ def _friendly(scores: Scores, keys: ApiKeys) -> APIRouter:
     @routes.post(
         "/outcomes",
         status_code=202,
-        openapi_extra=_body({"oneOf": [_OUTCOME, {"type": "array", "maxItems": 1000, "items": _OUTCOME}]}),
+        responses={202: shapes.example("Durable; on its way to the bus.", shapes.OUTCOME_REPLY)},
+        openapi_extra=_body(shapes.OUTCOME_BODY),
     )
     async def outcomes(request: Request) -> Response:
         """What really happened to the subject of a score; one outcome or a list."""
@@ -183,7 +129,7 @@ def _friendly(scores: Scores, keys: ApiKeys) -> APIRouter:
 
 
 def _protocol(protocol: Protocol, keys: ApiKeys) -> APIRouter:
-    routes = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=ERRORS)
+    routes = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=shapes.PROTOCOL_ERRORS)
     scoring = [Depends(keys.require("score"))]
 
     def get(path: str, reply: Callable[..., Reply], doc: str) -> None:
@@ -193,7 +139,9 @@ def _protocol(protocol: Protocol, keys: ApiKeys) -> APIRouter:
         endpoint.__doc__ = doc
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         extra = {"parameters": [_parameter(name, "string", "path") for name in names]}
-        routes.add_api_route(path, endpoint, name=doc, summary=doc, dependencies=scoring, openapi_extra=extra)
+        routes.add_api_route(
+            path, endpoint, name=reply.__name__, summary=doc, dependencies=scoring, openapi_extra=extra
+        )
 
     async def live() -> Response:
         return replies.response(replies.json({"live": True}))
@@ -201,21 +149,34 @@ def _protocol(protocol: Protocol, keys: ApiKeys) -> APIRouter:
     async def ready() -> Response:
         return replies.response(protocol.server_ready())
 
+    async def server() -> Response:
+        return replies.response(protocol.server())
+
     routes.add_api_route("/health/live", live, summary="Whether the process is alive")
     routes.add_api_route("/health/ready", ready, summary="Whether every routed version is loaded")
-    routes.add_api_route("", lambda: replies.response(protocol.server()), summary="The server", response_model=None)
+    routes.add_api_route("", server, summary="The server")
     get("/models/{model}", protocol.metadata, "A model's versions, inputs and outputs")
     get("/models/{model}/versions/{version}", protocol.metadata, "A version's inputs and outputs")
     get("/models/{model}/ready", protocol.model_ready, "Whether a model can be asked")
     get("/models/{model}/versions/{version}/ready", protocol.model_ready, "Whether a version can be asked")
     get("/models/{model}/router", protocol.router, "The live chain, each version's state, the last decisions")
 
-    @routes.post("/models/{model}/infer", openapi_extra=_body(_INFER_BODY), dependencies=scoring)
+    @routes.post(
+        "/models/{model}/infer",
+        responses={200: shapes.example("The tensors, and who answered.", shapes.INFER_REPLY)},
+        openapi_extra=_body(shapes.INFER_BODY),
+        dependencies=scoring,
+    )
     async def infer(model: str, request: Request) -> Response:
         """Score tensors; the router chooses the version."""
         return replies.response(await protocol.infer(model, None, request.scope, request.receive))
 
-    @routes.post("/models/{model}/versions/{version}/infer", openapi_extra=_body(_INFER_BODY), dependencies=scoring)
+    @routes.post(
+        "/models/{model}/versions/{version}/infer",
+        responses={200: shapes.example("The tensors, and who answered.", shapes.INFER_REPLY)},
+        openapi_extra=_body(shapes.INFER_BODY),
+        dependencies=scoring,
+    )
     async def infer_version(model: str, version: str, request: Request) -> Response:
         """Score tensors with one version, which answers or errs."""
         return replies.response(await protocol.infer(model, version, request.scope, request.receive))
