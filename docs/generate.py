@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from turnout.common.events import ATTRIBUTES, REGISTRY, Event
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Service
 from turnout.common.runtime.settings import RuntimeSettings
+from turnout.common.runtime.web import equip
 
 ASYNCAPI = "3.0.0"
 SERVICES = ("ingestion", "preparation", "segregation", "training", "evaluation", "scoring", "monitoring")
@@ -51,10 +53,19 @@ def schema(event: type[Event]) -> Json:
     }
 
 
-def asyncapi(title: str, sends: Iterable[type[Event]], receives: Mapping[str, type[Event]]) -> Json:
-    """An AsyncAPI 3 document of an application that sends and receives these events (group → event)."""
-    sent, received = list(sends), dict(receives)
-    events = {e.topic(): e for e in [*sent, *received.values()]}
+@dataclass(frozen=True)
+class Reader:
+    """Who receives an event: the consumer group, or `None` for one that follows the topic from its first record."""
+
+    service: str
+    event: type[Event]
+    group: str | None = None
+
+
+def asyncapi(title: str, sends: Iterable[type[Event]], readers: Iterable[Reader]) -> Json:
+    """An AsyncAPI 3 document of an application that sends and receives these events."""
+    sent, reading = list(sends), list(readers)
+    events = {e.topic(): e for e in [*sent, *(reader.event for reader in reading)]}
     return {
         "asyncapi": ASYNCAPI,
         "info": {"title": title, "version": "1.0.0", "license": {"name": "Apache-2.0"}},
@@ -70,10 +81,7 @@ def asyncapi(title: str, sends: Iterable[type[Event]], receives: Mapping[str, ty
         },
         "operations": {
             **{f"send{e.topic()}": _operation("send", e.topic()) for e in sent},
-            **{
-                f"receive{e.topic()}By{_camel(group)}": _operation("receive", e.topic(), group)
-                for group, e in received.items()
-            },
+            **{_receives(reader): _operation("receive", reader.event.topic(), reader) for reader in reading},
         },
         "components": {
             "messages": {
@@ -81,6 +89,7 @@ def asyncapi(title: str, sends: Iterable[type[Event]], receives: Mapping[str, ty
                     "name": event.type(),
                     "contentType": "application/json",
                     "traits": [{"$ref": "#/components/messageTraits/cloudevent"}],
+                    "bindings": {"kafka": {"key": {"type": "string", "description": _key(event)}}},
                     "payload": {
                         "schemaFormat": "application/schema+json;version=draft-2020-12",
                         "schema": {"$ref": f"../schemas/{name}.v{event.major}.json"},
@@ -113,9 +122,7 @@ def topics(receivers: Mapping[str, list[str]]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for name, event in REGISTRY.items():
-        kept = (
-            "newest per key" if event.compacted else f"{event.retention.days} days" if event.retention else "for ever"
-        )
+        kept = "newest per key" if event.compacted else _days(event)
         first = inspect.cleandoc(event.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         writers, readers = ", ".join(event.writers), ", ".join(receivers.get(name, [])) or "–"
         lines.append(f"| `{name}` | {writers} | {readers} | {kept} | {first} |")
@@ -129,21 +136,15 @@ def write(folder: Path) -> list[Path]:
         services = {name: _build(name, environment) for name in SERVICES}
     documents: dict[str, bytes] = {f"schemas/{e.topic()}.v{e.major}.json": _bytes(schema(e)) for e in REGISTRY.values()}
     receivers: dict[str, list[str]] = {}
-    everything: dict[str, type[Event]] = {}
+    everything: list[Reader] = []
     for name, service in services.items():
         sends = [e for e in REGISTRY.values() if name in e.writers]
-        receives = {
-            f"{name}.{reaction.name}.{name_of(topic)}": REGISTRY[name_of(topic)]
-            for reaction in service.reactions
-            for topic in reaction.topics
-        }
-        everything |= receives
-        for event in dict.fromkeys(receives.values()):
+        reading = list(_readers(service))
+        everything += reading
+        for event in dict.fromkeys(reader.event for reader in reading):
             receivers.setdefault(event.topic(), []).append(name)
-        documents[f"asyncapi/{name}.json"] = _bytes(asyncapi(f"Turnout {name}", sends, receives))
-        documents[f"openapi/{name}.json"] = _bytes(
-            {**service.app.openapi(), "info": {"title": f"Turnout {name}", "version": "1.0.0"}}
-        )
+        documents[f"asyncapi/{name}.json"] = _bytes(asyncapi(f"Turnout {name}", sends, reading))
+        documents[f"openapi/{name}.json"] = _bytes(_openapi(service))
     documents["asyncapi/turnout.json"] = _bytes(asyncapi("Turnout", REGISTRY.values(), everything))
     documents["topics.md"] = topics(receivers).encode()
     paths: list[Path] = []
@@ -160,15 +161,54 @@ def _build(name: str, environment: Environment) -> Service:
     return entry.load()(environment)
 
 
-def _operation(action: str, topic: str, group: str | None = None) -> Json:
+def _readers(service: Service) -> Iterator[Reader]:
+    for reaction in service.reactions:
+        for topic in reaction.topics:
+            yield Reader(service.name, REGISTRY[name_of(topic)], f"{service.name}.{reaction.name}")
+    for topic in service.follows:
+        yield Reader(service.name, REGISTRY[name_of(topic)])
+
+
+def _openapi(service: Service) -> Json:
+    """The service's routes with those that the runtime adds; nothing of this machine or this build."""
+
+    async def measure() -> None:
+        pass
+
+    equip(service, {}, measure)
+    document = service.app.openapi()
+    return {**document, "info": {**document["info"], "title": f"Turnout {service.name}", "version": "1.0.0"}}
+
+
+def _operation(action: str, topic: str, reader: Reader | None = None) -> Json:
     operation: Json = {
         "action": action,
         "channel": {"$ref": f"#/channels/{topic}"},
         "messages": [{"$ref": f"#/channels/{topic}/messages/{topic}"}],
     }
-    if group:
-        operation["bindings"] = {"kafka": {"groupId": {"type": "string", "const": group.rsplit(".", 1)[0]}}}
+    if reader is not None:
+        operation["tags"] = [{"name": reader.service}]
+        if reader.group is None:
+            operation["description"] = f"{reader.service} reads the topic from its first record and keeps no offset."
+        else:
+            operation["bindings"] = {"kafka": {"groupId": {"type": "string", "const": reader.group}}}
     return operation
+
+
+def _receives(reader: Reader) -> str:
+    """The id of an operation; no two readers have one."""
+    verb, who = ("receive", reader.group) if reader.group else ("follow", reader.service)
+    return f"{verb}{reader.event.topic()}By{_camel(who)}"
+
+
+def _key(event: type[Event]) -> str:
+    """What the record's key is: the docstring of an event's own `key`, else the pipeline."""
+    own = event.__dict__.get("key")
+    return inspect.cleandoc(own.__doc__ or "") if own is not None else "The pipeline's name."
+
+
+def _days(event: type[Event]) -> str:
+    return f"{event.retention.days} days" if event.retention else "for ever"
 
 
 def _topic(event: type[Event]) -> Json:
@@ -182,7 +222,7 @@ def _topic(event: type[Event]) -> Json:
 
 
 def _camel(group: str) -> str:
-    return "".join(part.capitalize() for part in group.rsplit(".", 1)[0].replace("-", ".").split("."))
+    return "".join(part.capitalize() for part in group.replace("-", ".").split("."))
 
 
 def _bytes(document: Json) -> bytes:

@@ -56,6 +56,30 @@ def test_asyncapi_references_resolve() -> None:
             assert found
 
 
+def test_openapi_names_every_operation_once_and_its_examples_are_valid() -> None:
+    for path in (ROOT / "docs" / "openapi").glob("*.json"):
+        document = json.loads(path.read_text())
+        operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+        names = [operation["operationId"] for operation in operations]
+        assert len(names) == len(set(names))
+        assert {"/livez", "/readyz", "/metrics"} <= document["paths"].keys()
+        for operation in operations:
+            bodies = [operation["requestBody"], *operation["responses"].values()] if "requestBody" in operation else []
+            for content in (body.get("content", {}).get("application/json", {}) for body in bodies):
+                schema = {**content.get("schema", {}), "components": document.get("components", {})}
+                for example in (*schema.get("examples", ()), *([content["example"]] if "example" in content else ())):
+                    jsonschema.validate(example, schema, jsonschema.Draft202012Validator)
+
+
+def test_who_reads_and_who_follows_is_told_apart() -> None:
+    operations = json.loads((ROOT / "docs" / "asyncapi" / "scoring.json").read_text())["operations"]
+    assert operations["receiveScoreRequestedByScoringRequests"]["bindings"]["kafka"]["groupId"]["const"] == (
+        "scoring.requests"
+    )
+    assert "bindings" not in operations["followModelReadyByScoring"]
+    assert {"sendScoreProduced", "followRoutingChangedByScoring"} <= operations.keys()
+
+
 def _references(node: object) -> list[str]:
     if isinstance(node, dict):
         return [v for k, v in node.items() if k == "$ref"] + [r for v in node.values() for r in _references(v)]

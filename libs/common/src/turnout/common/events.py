@@ -289,12 +289,15 @@ class VersionStats(Part):
 
 
 class PipelineDeclared(Event):
-    """A pipeline exists, or changed. `spec` is the file's content, `spec_id` names that content."""
+    """A pipeline exists, or changed. `spec` is the file's content, `spec_id` names that content.
+
+    Monitoring ends it with a tombstone.
+    """
 
     compacted = True
     retention = None
     partitions = 1
-    writers = ("cli",)
+    writers = ("cli", "monitoring")
 
     spec: PipelineFile
     spec_id: Name
@@ -416,7 +419,7 @@ class DataSegregated(Event):
 class TrainingRequested(Event):
     """Somebody wants a new training run over the newest split; `payload` overrides parts of the file."""
 
-    writers = ("cli", "monitoring")
+    writers = ("anybody",)
 
     reason: str = "asked for"
     payload: Mapping[str, JsonValue] = Field(default_factory=dict)
@@ -525,7 +528,7 @@ class VersionRestored(Event):
 class ScoreRequested(Event):
     """A request by event: the answer is a `ScoreProduced` caused by it. `expiry` (UTC): worthless afterwards."""
 
-    writers = ("anybody",)
+    writers = ("anybody", "scoring")
 
     values: Values | None = None
     entity: str | None = None
@@ -613,7 +616,7 @@ class ModelDegraded(Event):
 class StageFailed(Event):
     """A stage gave up on what `causation_id` names; `error` is for people, `field` and `fix` if it was the input."""
 
-    writers = ("any service",)
+    writers = ("ingestion", "preparation", "segregation", "training", "evaluation", "scoring")
 
     stage: str
     error: str

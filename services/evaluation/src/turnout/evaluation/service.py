@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.common.events import ModelTrained, PipelineRemoved, RoutingChanged
+from turnout.common.events import ModelTrained, PipelineDeclared, PipelineRemoved, RoutingChanged
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
 from turnout.evaluation.reactions import Evaluate, Project
@@ -26,4 +26,5 @@ def build(env: Environment) -> Service:
             Reaction("decide", (ModelTrained,), evaluate, long=True),
             Reaction("aliases", (RoutingChanged, PipelineRemoved), Project(env.registry)),
         ),
+        follows=(PipelineDeclared, PipelineRemoved, RoutingChanged),
     )

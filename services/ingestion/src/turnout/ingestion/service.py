@@ -12,7 +12,14 @@ import structlog
 from fastapi import FastAPI
 
 from turnout.common.errors import Unavailable
-from turnout.common.events import EntityForgotten, ObservationReceived, PipelineRemoved, SourceDataAvailable, Warn
+from turnout.common.events import (
+    EntityForgotten,
+    ObservationReceived,
+    PipelineDeclared,
+    PipelineRemoved,
+    SourceDataAvailable,
+    Warn,
+)
 from turnout.common.lake.port import Lake
 from turnout.common.pipeline import Source
 from turnout.common.runtime.environment import Environment
@@ -59,6 +66,7 @@ def build(environment: Environment) -> Service:
         ],
         app=app,
         background=[lambda: _sweep(lake, now, age)],
+        follows=[PipelineDeclared, PipelineRemoved],
     )
 
 

@@ -55,6 +55,8 @@ TRAIL = 10_000
 # What the bus still holds of an entity goes at once; everything else goes by its own reaction.
 OF_ENTITIES: Sequence[type[Event]] = (ObservationReceived, ScoreProduced, ScoreRequested)
 DEAD = ".dead"
+# What shows where a pipeline stands.
+FOLLOWED: Sequence[type[Event]] = (*MILESTONES, PipelineRemoved)
 
 log = structlog.get_logger()
 
@@ -491,7 +493,7 @@ class Follow:
     async def milestones(self) -> None:
         """Read every milestone from the first on, for ever. Raises `Unavailable` when the bus goes away."""
         async with asyncio.TaskGroup() as group:
-            for kind in (*MILESTONES, PipelineRemoved):
+            for kind in FOLLOWED:
                 group.create_task(self._follow(kind))
 
     async def _follow(self, kind: type[Event]) -> None:

@@ -17,7 +17,7 @@ from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
 from turnout.monitoring import http
 from turnout.monitoring.domain.progress import Progress
-from turnout.monitoring.reactions import Expiry, Follow, Watch
+from turnout.monitoring.reactions import FOLLOWED, Expiry, Follow, Watch
 from turnout.monitoring.settings import MonitoringSettings
 
 
@@ -44,4 +44,5 @@ def build(env: Environment) -> Service:
         ),
         app=http.app(watch, http.Reports(watch, env.history, progress), callers),
         background=(Follow(env.bus, progress).milestones, expiry.run),
+        follows=FOLLOWED,
     )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from turnout.common.events import EntityForgotten, ObservationReceived, PipelineRemoved, RawDataExtracted
+from turnout.common.events import (
+    EntityForgotten,
+    ObservationReceived,
+    PipelineDeclared,
+    PipelineRemoved,
+    RawDataExtracted,
+)
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
 from turnout.preparation.reactions import Forget, GenerateFeatures, UpdateOnline
@@ -19,4 +25,5 @@ def build(env: Environment) -> Service:
             Reaction("online", (ObservationReceived,), update),
             Reaction("forget", (PipelineRemoved, EntityForgotten), Forget(env.online, env.pipelines)),
         ),
+        follows=(PipelineDeclared, PipelineRemoved),
     )

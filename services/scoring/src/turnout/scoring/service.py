@@ -94,6 +94,7 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
         ],
         app=app,
         background=[fleet.follow, relay.run],
+        follows=fleet.follows,
         waiting_for=waiting_for,
         close=close,
     )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from turnout.common.errors import Unavailable
-from turnout.common.events import DataSegregated, TrainingRequested
+from turnout.common.events import DataSegregated, PipelineDeclared, PipelineRemoved, TrainingRequested
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
 from turnout.training import fitting
@@ -43,5 +43,6 @@ def build(env: Environment) -> Service:
     return Service(
         name="training",
         reactions=(Reaction("train", (DataSegregated, TrainingRequested), train, long=True),),
+        follows=(PipelineDeclared, PipelineRemoved),
         background=(warm_up,),
     )

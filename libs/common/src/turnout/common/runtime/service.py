@@ -40,7 +40,8 @@ class Service:
     """A list of reactions and a small web application.
 
     `app` holds the service's own routes; the runtime adds `/livez`, `/readyz` and `/metrics`. `background` are
-    coroutines that run as long as the service (a relay, a tick). `waiting_for` says what the service is not ready
+    coroutines that run as long as the service (a relay, a tick). `follows` names the topics that it reads beside its
+    reactions, from their first record and without a group: its views, for the documents. `waiting_for` says what the service is not ready
     for; empty means ready. `close` is awaited at the end.
     """
 
@@ -48,6 +49,7 @@ class Service:
     reactions: Sequence[Reaction] = ()
     app: FastAPI = field(default_factory=FastAPI)
     background: Sequence[Callable[[], Awaitable[None]]] = ()
+    follows: Sequence[Topic] = ()
     waiting_for: Callable[[], Sequence[str]] = tuple
     close: Callable[[], Awaitable[None]] | None = None
 

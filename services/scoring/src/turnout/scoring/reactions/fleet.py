@@ -196,6 +196,11 @@ class Fleet:
             for topic, handle in self._handlers().items():
                 group.create_task(self._follow(topic, handle))
 
+    @property
+    def follows(self) -> Sequence[type[Event]]:
+        """The topics that `follow` reads."""
+        return tuple(self._handlers())
+
     def _handlers(self) -> Mapping[type[Event], Callable[..., Awaitable[None]]]:
         return {
             PipelineRemoved: self.remove,
