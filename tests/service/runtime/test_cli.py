@@ -243,6 +243,10 @@ def test_apply_refuses_a_bad_file_and_publishes_nothing(turnout: Turnout, place:
     [
         ([raw_extracted(pipeline="heart"), model_ready(pipeline="heart"), routing(1, "1", pipeline="heart")], 0,
          "version 1 of heart is ready"),
+        ([routing(1, "1", pipeline="heart"), model_ready(pipeline="heart")], 0, "version 1 of heart is ready"),
+        ([CandidateRefused.first(
+            source="/evaluation", at=AT, pipeline="heart", run_id="r", candidate=0, why="f1 is too low"),
+          trained(pipeline="heart", candidates=1, run_id="r")], 2, "no candidate became a version"),
         ([stage_failed(pipeline="heart", error="data.csv: it is empty")], 2, "data.csv: it is empty"),
         ([trained(pipeline="heart", candidates=1, run_id="r"), CandidateRefused.first(
             source="/evaluation", at=AT, pipeline="heart", run_id="r", candidate=0, why="f1 is too low")], 2,
@@ -257,7 +261,10 @@ def test_apply_refuses_a_bad_file_and_publishes_nothing(turnout: Turnout, place:
                  (("ce_subject", b"heart"), ("dead_error", b"no such root")))], 2,
          "SourceDataAvailable could not be handled: no such root"),
     ],
-    ids=["ready", "failed", "refused", "run refused", "not admitted", "dead letter"],
+    ids=[
+        "ready", "route before version", "refusal before training", "failed", "refused", "run refused",
+        "not admitted", "dead letter",
+    ],
 )  # fmt: skip
 def test_apply_watches_until_the_end(
     place: Path, capsys: pytest.CaptureFixture[str], follows: list[Event | Record], code: int, says: str

@@ -35,7 +35,7 @@ def promote(
 
 def rollback(
     pipeline: Pipeline,
-    version: Annotated[str | None, typer.Argument(help="Back to this version [default: the previous one].")] = None,
+    version: Annotated[str | None, typer.Argument(help="Back to this version (default: the previous one).")] = None,
     why: Why = "",
     home: Home = None,
     key: Key = None,

@@ -18,10 +18,12 @@ from turnout.common.runtime.settings import RuntimeSettings
 T = TypeVar("T")
 
 out = Console(highlight=False, soft_wrap=True)
+# A tree is cut at the console's edge, and an id that is cut off cannot be looked up.
+wide = Console(highlight=False, width=1_000)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Home = Annotated[
-    Path | None, typer.Option("--home", help="Folder of the bus and the stores [env TURNOUT_HOME; default .turnout].")
+    Path | None, typer.Option("--home", help="Folder of the bus and the stores (env TURNOUT_HOME; default .turnout).")
 ]
 Key = Annotated[str | None, typer.Option("--key", envvar="TURNOUT_KEY", help="The API key, once one is set.")]
 Url = Annotated[

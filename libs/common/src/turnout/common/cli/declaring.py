@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import shlex
 import sys
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import httpx
+import orjson
 import typer
 import yaml
 from rich.text import Text
@@ -40,7 +42,7 @@ from turnout.common.events import (
 )
 from turnout.common.pipeline import PipelineFile
 from turnout.common.runtime.environment import Environment
-from turnout.common.runtime.home import address
+from turnout.common.runtime.home import Address, address
 
 CHAIN: tuple[type[Event], ...] = (
     SourceDataAvailable, RawDataExtracted, FeaturesGenerated, DataSegregated, ModelTrained, ModelReady,
@@ -49,6 +51,8 @@ CHAIN: tuple[type[Event], ...] = (
 # After the model is ready, its route follows in moments, unless a person has to approve it.
 ROUTE_SECONDS = 10.0
 READY_SECONDS = 0.1
+MAX_WARNINGS = 8
+_NO_VERSION = "no candidate became a version"
 
 
 def apply(
@@ -99,17 +103,31 @@ async def watch(env: Environment, spec: PipelineFile, since: datetime) -> int:
             if described(received)[0] == spec.pipeline:
                 out.print(line(received))
                 progress.see(received)
-    if progress.version is not None and progress.failure is None and spec.deployment.approval == "automatic":
-        await _answering(env, spec.pipeline, progress.version)
+                for message in _warnings(received):
+                    out.print(Text(f"          {message}", style="yellow"))
+    there = await asyncio.to_thread(address, env.home)
+    ready = progress.ready
+    if there is None or ready is None or progress.failure or spec.deployment.approval == "manual":
+        out.print(progress.verdict())
+        return progress.code
+    await _answering(there, ready.pipeline, ready.version)
     out.print(progress.verdict())
+    out.print(example(ready, there), markup=False)
     return progress.code
 
 
-async def _answering(env: Environment, name: str, version: str) -> None:
+def example(ready: ModelReady, there: Address) -> str:
+    """A request that the version answers, as a person would type it."""
+    row = ready.sample[0] if ready.sample else {column.name: None for column in ready.inputs}
+    body = orjson.dumps({"rows": [row]}).decode()
+    return "\n".join((
+        f"Ask it:  curl {there.url}/pipelines/{ready.pipeline}/score -H 'content-type: application/json' \\",
+        f"  -d {shlex.quote(body)}",
+    ))  # fmt: skip
+
+
+async def _answering(there: Address, name: str, version: str) -> None:
     """Wait a little until scoring has the version loaded, so that the next request meets it."""
-    there = await asyncio.to_thread(address, env.home)
-    if there is None:
-        return
     async with httpx.AsyncClient(base_url=there.url, timeout=5) as http:
         for _ in range(int(ROUTE_SECONDS / READY_SECONDS)):
             with suppress(httpx.HTTPError):
@@ -123,11 +141,13 @@ class Progress:
     """Where a pipeline's data have got to."""
 
     spec: PipelineFile
-    version: str | None = None
+    ready: ModelReady | None = None
     failure: str | None = None
     finished: bool = False
     candidates: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
+    routed: set[str | None] = field(default_factory=set)
+    ejected: dict[str, str] = field(default_factory=dict)
 
     def see(self, received: Received) -> None:  # noqa: C901 (one case an event)
         """Take a record of the pipeline into account."""
@@ -144,21 +164,35 @@ class Progress:
             case ModelTrained():
                 self.candidates[event.run_id] = event.candidates
             case ModelReady():
-                self.version = event.version
-                self.finished = self.spec.deployment.approval == "manual"
-            case RoutingChanged() if self.version in (event.table.champion, event.table.challenger):
-                self.finished = True
-            case VersionEjected() if event.version == self.version and not event.admitted:
-                self._fail(f"version {event.version} was refused: {event.why}")
+                self.ready = event
+            case RoutingChanged():
+                self.routed |= {event.table.champion, event.table.challenger}
+            case VersionEjected() if not event.admitted:
+                self.ejected[event.version] = event.why
             case CandidateRefused():
-                self.refused[event.run_id] = self.refused.get(event.run_id, 0) + 1
-                all_of_them = self.refused[event.run_id] >= self.candidates.get(event.run_id, sys.maxsize)
-                if event.candidate is None or all_of_them:
-                    self._fail("no candidate became a version")
+                self.refused[event.run_id] = self.refused.get(event.run_id, 0) + (event.candidate is not None)
+                if event.candidate is None:
+                    self._fail(_NO_VERSION)
             case StageFailed():
                 self._fail(event.error + (f"; {event.fix}" if event.fix and event.fix not in event.error else ""))
             case _:
                 pass
+        self._conclude()
+
+    def _conclude(self) -> None:
+        """Topics come side by side, so a route may be heard of before the version that it leads to."""
+        if self.ready is not None:
+            if self.ready.version in self.ejected:
+                self._fail(f"version {self.ready.version} was refused: {self.ejected[self.ready.version]}")
+            elif self.ready.version in self.routed or self.spec.deployment.approval == "manual":
+                self.finished = True
+        if any(self.refused.get(run, 0) >= candidates for run, candidates in self.candidates.items()):
+            self._fail(_NO_VERSION)
+
+    @property
+    def version(self) -> str | None:
+        """The version that came of the data, once there is one."""
+        return self.ready.version if self.ready else None
 
     def _fail(self, why: str) -> None:
         self.failure = why
@@ -225,6 +259,19 @@ async def _publish(env: Environment, spec: PipelineFile, *, declare: bool) -> No
             )
         )  # fmt: skip
     await env.bus.publish(*events)
+
+
+def _warnings(received: Received) -> list[str]:
+    """What an event says that a person ought to look at; the first few."""
+    try:
+        event = received.event()
+    except Invalid:
+        return []
+    if not isinstance(event, RawDataExtracted | FeaturesGenerated | DataSegregated):
+        return []
+    messages = [warning.message for warning in event.warnings]
+    more = len(messages) - MAX_WARNINGS
+    return [*messages[:MAX_WARNINGS], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _user() -> str:

@@ -15,7 +15,7 @@ import orjson
 import typer
 from rich.tree import Tree
 
-from turnout.common.cli.console import Home, environment, out, run
+from turnout.common.cli.console import Home, environment, run, wide
 from turnout.common.cli.describe import metrics
 from turnout.common.errors import Invalid, Unknown
 from turnout.common.events import (
@@ -52,7 +52,7 @@ def lineage(
             if score is not None:
                 known.scores[score.score_id] = score
             tree = await asyncio.to_thread(known.tree, ident, pipeline)
-        out.print(tree)
+        wide.print(tree, markup=False)
 
     run(work)
 

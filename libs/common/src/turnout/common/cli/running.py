@@ -38,7 +38,7 @@ def up(
 def run(
     service: Annotated[str, typer.Argument(help="Name of the service.")],
     home: Home = None,
-    port: Annotated[int | None, typer.Option(help="Port [default: 8081 and up, by the service's name].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port (default: 8081 and up, by the service's name).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
 ) -> None:
     """Run one service; others may run on the same bus and stores."""
