@@ -51,8 +51,8 @@ def test_the_best_passes_and_of_equals_it_is_the_first() -> None:
     entries = [entry(0.4, candidate=0), entry(0.8, candidate=1), entry(0.9, candidate=2), entry(0.9, candidate=3)]
     found = best(entries, file())
     assert found is entries[2]
-    assert behind(entries[1], entries[2], file()) == "roc_auc 0.8 is behind ridge's 0.9 (candidate 2)"
-    assert behind(entries[3], entries[2], file()) == "roc_auc 0.9 equals ridge's 0.9 (candidate 2)"
+    assert behind(entries[1], entries[2], file()) == "roc_auc 0.8 is behind ridge's 0.9 (candidate 3)"
+    assert behind(entries[3], entries[2], file()) == "roc_auc 0.9 equals ridge's 0.9 (candidate 3)"
     assert best(entries, file("regression")) is entries[0]
     assert best([entry(0.4), entry(failure="no")], file()) is None
 

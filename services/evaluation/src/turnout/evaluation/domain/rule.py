@@ -79,7 +79,7 @@ def behind(entry: Entry, winner: Entry, file: PipelineFile) -> str:
     """Why a candidate that passes is not the one."""
     mine, best_ = entry.metrics[file.metric], winner.metrics[file.metric]
     relation = "equals" if mine == best_ else "is behind"
-    return f"{file.metric} {_n(mine)} {relation} {winner.algorithm}'s {_n(best_)} (candidate {winner.candidate})"
+    return f"{file.metric} {_n(mine)} {relation} {winner.algorithm}'s {_n(best_)} (candidate {winner.candidate + 1})"
 
 
 def _better(value: float, than: float, larger: bool) -> bool:
