@@ -246,6 +246,22 @@ def regression(slope: float = 2.0) -> bytes:
     return model(nodes, constants, output=("score", TensorProto.FLOAT, [None, 1]))
 
 
+def named_like_its_output() -> bytes:
+    """score_ = 2 x score: a column has the name that a regression's output has otherwise."""
+    nodes = [
+        helper.make_node("Mul", ["score", "slope"], ["twice"]),
+        helper.make_node("Cast", ["twice"], ["score_"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("score", TensorProto.DOUBLE, [None, 1])],
+        [helper.make_tensor_value_info("score_", TensorProto.FLOAT, [None, 1])],
+        initializer=[_constant("slope", 2.0, np.float64)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
 def put(lake: Lake, content: bytes, version: str = "1", **fields: Any) -> ModelReady:
     """The file in the lake and the event that says so."""
     file: ModelFile = lake.put_model(fields.get("pipeline", "p"), content)

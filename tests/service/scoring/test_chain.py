@@ -15,7 +15,7 @@ import pytest
 from environment import environment_in, published, wait_for
 from scoring_stand import OLD, Stand, standing
 
-from turnout.common.events import VersionEjected, VersionRestored
+from turnout.common.events import Column, Target, VersionEjected, VersionRestored
 from turnout.common.runtime.environment import Environment
 
 SLO_MS = 400.0
@@ -119,6 +119,23 @@ async def test_a_pinned_version_answers_or_errs(environment: Environment) -> Non
         assert "Gather" in reply.json()["detail"]
         reply = await stand.client.post("/v2/models/p/versions/9/infer", json={"inputs": []})
         assert reply.status_code == 404
+
+
+async def test_a_column_may_be_called_like_a_graphs_output(environment: Environment) -> None:
+    async with standing(environment, slo_ms=SLO_MS) as stand:
+        await stand.give(
+            graphs.named_like_its_output(),
+            "1",
+            inputs=(Column(name="score", kind="number"),),
+            target=Target(task="regression", label="y"),
+            sample=({"score": 1.0},),
+        )
+        await environment.bus.publish(builders.routing(1, "1"))
+        await stand.until_state("1", "on")
+
+        row = await stand.one({"score": 21.0})
+
+        assert (row["value"], row["served_by"]) == (42.0, "champion")
 
 
 async def test_a_pinned_version_that_is_late_is_a_timeout(environment: Environment) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from turnout.common.events import Prior, Target
-from turnout.scoring.domain.answer import Answer, Fault, of_prior, output_of, read, read_columns
+from turnout.scoring.domain.answer import Answer, Fault, of_prior, read, read_columns
 
 CLASSES = Target(task="classification", label="y", classes=("no", "yes"))
 NUMBER = Target(task="regression", label="y")
@@ -23,13 +23,11 @@ def floats(*rows: Any) -> Any:
 def test_a_class_is_the_likeliest_one() -> None:
     (answer,) = read(floats([0.25, 0.75]), CLASSES, 1)
     assert answer == Answer("yes", {"no": 0.25, "yes": 0.75})
-    assert output_of(CLASSES) == "probabilities"
 
 
 def test_a_number_and_a_cluster() -> None:
     assert read(floats([1.5], [2.5]), NUMBER, 2) == [Answer(1.5, {}), Answer(2.5, {})]
     assert read(np.array([3]), CLUSTER, 1) == [Answer(3.0, {})]
-    assert [output_of(NUMBER), output_of(CLUSTER)] == ["score", "cluster"]
 
 
 def test_a_fault_is_its_rows_alone() -> None:

@@ -22,7 +22,7 @@ from turnout.common.runtime.crash import crash_point
 from turnout.scoring.adapters import tables
 from turnout.scoring.adapters.tables import Slice
 from turnout.scoring.adapters.watchdog import Watchdog, open_session
-from turnout.scoring.domain.answer import output_of, read_columns
+from turnout.scoring.domain.answer import read_columns
 from turnout.scoring.domain.columns import decode
 from turnout.scoring.ports import BatchTask, BrokenError, TerminatedError
 
@@ -129,7 +129,9 @@ class _Run:
 
     def _run(self, feeds: Mapping[str, Any]) -> Any:
         try:
-            return self._watchdog.run(self._session, output_of(self._ready.target), dict(feeds), RUN_SECONDS)
+            return self._watchdog.run(
+                self._session, self._ready.target.output(self._ready.inputs), dict(feeds), RUN_SECONDS
+            )
         except (TerminatedError, BrokenError, ValueError) as error:
             raise Invalid(f"version {self._ready.version}", str(error), fix="score with another version") from None
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from turnout.common.events import ModelReady
 from turnout.scoring.adapters import frames
 from turnout.scoring.adapters.watchdog import Watchdog, open_session
-from turnout.scoring.domain.answer import output_of
 from turnout.scoring.domain.signature import Feeds
 from turnout.scoring.ports import BrokenError, Output, TerminatedError
 
@@ -31,11 +30,11 @@ class OnnxRunners:
     async def inline(self, ready: ModelReady, content: bytes) -> OnnxInline:
         """See `Runners.inline`."""
         session = await asyncio.to_thread(open_session, content)
-        return OnnxInline(session, output_of(ready.target))
+        return OnnxInline(session, ready.target.output(ready.inputs))
 
     def apart(self, ready: ModelReady, content: bytes) -> OnnxApart:
         """See `Runners.apart`."""
-        return OnnxApart(content, output_of(ready.target), self._memory)
+        return OnnxApart(content, ready.target.output(ready.inputs), self._memory)
 
 
 class OnnxInline:

@@ -23,7 +23,7 @@ from turnout.common.events import Column, ModelReady
 from turnout.scoring.adapters import frames
 from turnout.scoring.adapters.watchdog import Watchdog, first_line, open_session
 from turnout.scoring.adapters.worker import limit_memory
-from turnout.scoring.domain.answer import Fault, output_of, read
+from turnout.scoring.domain.answer import Fault, read
 from turnout.scoring.domain.signature import Row, Signature
 from turnout.scoring.ports import BrokenError, TerminatedError
 
@@ -107,7 +107,7 @@ def check_ends(session: ort.InferenceSession, ready: ModelReady) -> None:
         if len(shape) != 2 or shape[1] not in (1, None) or isinstance(shape[0], int):
             raise NotAdmittedError(f"input '{name}' has the shape {shape}, expected [rows, 1]")
     outputs = [o.name for o in session.get_outputs()]
-    expected = output_of(ready.target)
+    expected = ready.target.output(ready.inputs)
     if outputs != [expected]:
         raise NotAdmittedError(f"the outputs are {outputs}, expected ['{expected}']")
 
@@ -117,7 +117,7 @@ def check_sample(session: ort.InferenceSession, ready: ModelReady) -> float:
     rows = _sample(ready)
     signature = Signature(ready.inputs)
     watchdog = Watchdog()
-    name = output_of(ready.target)
+    name = ready.target.output(ready.inputs)
     patience = max(1.0, ready.slo_ms / 1000 * 20)
 
     def run(some: list[Row]) -> float:

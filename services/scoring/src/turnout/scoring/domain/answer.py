@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ from turnout.common.events import Prior, Target
 
 # Probabilities are float32 sums over many trees: a little beyond the bounds is arithmetic, more is a fault.
 TOLERANCE = 1e-3
-
-OUTPUT: Mapping[str, str] = {"classification": "probabilities", "regression": "score", "clustering": "cluster"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +29,6 @@ class Fault:
 
     why: str
     late: bool = False
-
-
-def output_of(target: Target) -> str:
-    """The name of the one output a version's graph has."""
-    return OUTPUT.get(target.task, "score")
 
 
 def read(output: NDArray[Any], target: Target, rows: int) -> Sequence[Answer | Fault]:
