@@ -26,6 +26,10 @@ class BrokenError(Exception):
     """A run failed; the text says how. The version's fault, not ours."""
 
 
+class StarvedError(BrokenError):
+    """A run asked for more memory than there is, or than a version may have."""
+
+
 class Inline(Protocol):
     """A version in this process, for those proven fast: no hop, but whoever waits, waits for it."""
 

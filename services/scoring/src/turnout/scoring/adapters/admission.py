@@ -68,7 +68,10 @@ class TrialProcess:
         except TimeoutError:
             return Refused(f"its trial was ended after {self._seconds:g} s")
         except (asyncio.IncompleteReadError, ValueError, KeyError):
-            return Refused("it ended the process that tried it (too much memory or time, or a crash)")
+            return Refused(
+                "it ended the process that tried it: by a crash, or by more than "
+                f"{self._memory // 2**20} MiB of memory or {self._seconds:g} s of processor time"
+            )
         if "refused" in verdict:
             return Refused(str(verdict["refused"]))
         return Admitted(float(verdict["milliseconds"]))

@@ -25,7 +25,7 @@ from turnout.scoring.adapters.watchdog import Watchdog, first_line, open_session
 from turnout.scoring.adapters.worker import limit_memory
 from turnout.scoring.domain.answer import Fault, read
 from turnout.scoring.domain.signature import Row, Signature
-from turnout.scoring.ports import BrokenError, TerminatedError
+from turnout.scoring.ports import BrokenError, StarvedError, TerminatedError
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 TYPES = {"number": "tensor(double)", "timestamp": "tensor(double)", "category": "tensor(string)"}
@@ -56,10 +56,11 @@ def main() -> None:
     replies.write(frames.pack({"began": True}))
     try:
         verdict: dict[str, Any] = {"milliseconds": trial(ready, content)}
+    except (MemoryError, StarvedError) as error:
+        why = str(error) or "it ran out of memory"
+        verdict = {"refused": f"{why}; a version may have {meta['memory'] // 2**20} MiB"}
     except (NotAdmittedError, BrokenError) as refusal:
         verdict = {"refused": str(refusal)}
-    except MemoryError:
-        verdict = {"refused": "it asks for more memory than a version may have"}
     replies.write(frames.pack(verdict))
 
 

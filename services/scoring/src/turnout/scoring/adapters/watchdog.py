@@ -6,18 +6,23 @@ which is why every run gets new ones.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any, cast
 
 import onnxruntime as ort
 
-from turnout.scoring.ports import BrokenError, Output, TerminatedError
+from turnout.scoring.ports import BrokenError, Output, StarvedError, TerminatedError
 
 # How late the watchdog may be, in seconds. It only ticks while runs go on: waking it for each would cost more than
 # most runs do.
 TICK = 0.002
 _IDLE_TICKS = 50
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+_NODE = re.compile(r"Non-zero status code returned while running (?P<operator>\S+) node\. .*?Status Message: ")
+# What the C++ library, onnxruntime's allocator and numpy say.
+_NO_MEMORY = re.compile(r"bad_alloc|failed to allocate memory|unable to allocate|cannot allocate memory", re.IGNORECASE)
 
 
 class Watchdog:
@@ -44,7 +49,7 @@ class Watchdog:
         except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen kinds, all of them the graph's fault)
             if options.terminate:
                 raise TerminatedError(f"ended after {seconds * 1000:.0f} ms") from None
-            raise BrokenError(first_line(error)) from None
+            raise _broken(error) from None
         finally:
             self._current = None
         return output
@@ -75,9 +80,16 @@ class Watchdog:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line, short enough for an event."""
+    """An error's first line, short enough for an event, without onnxruntime's codes."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return _NODE.sub(r"the operator \g<operator> fails: ", _CODE.sub("", lines[0]))[:300]
+
+
+def _broken(error: Exception) -> BrokenError:
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+        return BrokenError(first_line(error))
+    node = _NODE.search(str(error))
+    return StarvedError("it ran out of memory" + (f" in the operator {node['operator']}" if node else ""))
 
 
 def open_session(content: bytes) -> ort.InferenceSession:
@@ -94,4 +106,5 @@ def open_session(content: bytes) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 (as in `run`)
-        raise BrokenError(f"onnxruntime does not load it: {first_line(error)}") from None
+        broken = _broken(error)
+        raise type(broken)(f"onnxruntime does not load it: {broken}") from None
