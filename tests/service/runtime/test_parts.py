@@ -22,7 +22,7 @@ from turnout.common.bus.port import Record
 from turnout.common.errors import Invalid, Unavailable, Unknown
 from turnout.common.events import PipelineDeclared, PipelineRemoved
 from turnout.common.executor.port import WorkerLost
-from turnout.common.executor.processes import ProcessExecutor
+from turnout.common.executor.processes import NICE, ProcessExecutor
 from turnout.common.runtime import home
 from turnout.common.runtime.crash import VARIABLE, crash_point
 from turnout.common.runtime.environment import Environment
@@ -179,6 +179,15 @@ def test_workers_work_stay_and_are_replaced() -> None:
         executor.shutdown(wait=False, cancel_futures=True)
     with pytest.raises(Unavailable):
         executor.submit(os.getpid)
+
+
+def test_workers_give_way_to_their_owner() -> None:
+    executor = ProcessExecutor(1)
+    try:
+        executor.warm()
+        assert executor.submit(os.getpriority, os.PRIO_PROCESS, 0).result(60) == min(os.nice(0) + NICE, 19)
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def test_shutdown_does_not_wait_for_long_work(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The executor on this machine: worker processes that stay warm, are replaced when one dies, and die with their owner."""
+"""The executor on this machine: worker processes that stay warm, give way, are replaced, and end with their owner."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from turnout.common.errors import Unavailable
 from turnout.common.executor.port import WorkerLost
+
+# How much less urgent than its owner a worker is, on the kernel's scale of 19.
+NICE = 10
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,7 +101,10 @@ def _outer(inner: Future[T]) -> Future[T]:
 
 
 def _start(threads: int) -> None:
-    """In a new worker: share the cores out between the workers, and end when the owner does."""
+    """In a new worker: share the cores out between the workers, give way to the owner, and end when it does."""
+    # Whoever waits for a score has milliseconds, whoever waits for a model has minutes: without this a training run
+    # on every core makes the router's answers late. A core that nobody else wants is theirs all the same.
+    os.nice(NICE)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(threads))
     threading.Thread(target=_end_with_owner, daemon=True).start()
