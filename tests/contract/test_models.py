@@ -124,7 +124,7 @@ def test_another_process_sees_the_same_versions(tmp_path: Path) -> None:
 
 def test_nothing_is_told_to_anybody(registry: Registry) -> None:
     registry.versions("heart")
-    from mlflow.telemetry.utils import is_telemetry_disabled  # noqa: PLC0415 (after the registry imported it)
+    from mlflow.telemetry.utils import is_telemetry_disabled  # after the registry imported it
 
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert is_telemetry_disabled()

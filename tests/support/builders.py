@@ -338,7 +338,9 @@ def _sample_fields() -> dict[str, dict[str, Any]]:
             "stats": stats,
         },
         "VersionRestored": {"version": "3", "router": "scoring-0", "why": "5 trial requests in time"},
-        "ScoreRequested": {"values": values, "entity": "patient-17", "version": "3", "expiry": AT + timedelta(seconds=1)},
+        "ScoreRequested": {
+            "values": values, "entity": "patient-17", "version": "3", "expiry": AT + timedelta(seconds=1),
+        },
         "ScoreProduced": {
             "score_id": "score-81aa", "entity": "patient-17", "version": "2", "requested_version": "3",
             "served_by": "champion", "reason": "deadline",

@@ -17,7 +17,7 @@ class TurnoutError(Exception):
     """What Turnout raises on purpose."""
 
 
-class Invalid(TurnoutError):
+class Invalid(TurnoutError):  # noqa: N818 (what the input is, not what we did)
     """The input is wrong.
 
     `field` names where ("training.candidates[0].algorithm"), `problem` says what in plain words,
@@ -52,7 +52,7 @@ class Unknown(Invalid):
         return cls(field, f"unknown {kind} '{found}'", fix=fix)
 
 
-class Unavailable(TurnoutError):
+class Unavailable(TurnoutError):  # noqa: N818 (as above)
     """Something we depend on did not answer: `what` it is and `why`, if known."""
 
     def __init__(self, what: str, why: str) -> None:

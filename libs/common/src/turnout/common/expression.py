@@ -154,7 +154,9 @@ def _operand(value: Cell) -> float | str | None:
             return found if math.isfinite(found) else None
 
 
-def _node(tree: ast.expr, quoted: list[str], field: str, depth: int) -> Node:  # noqa: PLR0911 (one return a form)
+def _node(  # noqa: C901, PLR0911, PLR0912 (one return a form)
+    tree: ast.expr, quoted: list[str], field: str, depth: int
+) -> Node:
     if depth > MAX_DEPTH:
         raise Invalid(field, "the expression is nested too deeply", fix=f"at most {MAX_DEPTH} levels")
 

@@ -41,8 +41,8 @@ class Service:
 
     `app` holds the service's own routes; the runtime adds `/livez`, `/readyz` and `/metrics`. `background` are
     coroutines that run as long as the service (a relay, a tick). `follows` names the topics that it reads beside its
-    reactions, from their first record and without a group: its views, for the documents. `waiting_for` says what the service is not ready
-    for; empty means ready. `close` is awaited at the end.
+    reactions, from their first record and without a group: its views, for the documents. `waiting_for` says what the
+    service is not ready for; empty means ready. `close` is awaited at the end.
     """
 
     name: str
