@@ -164,4 +164,5 @@ def not_above(thresholds: Floats) -> Floats:
     """The largest FP32 numbers that are not above `thresholds`."""
     with np.errstate(over="ignore"):
         single = thresholds.astype(np.float32)
-    return np.where(single > thresholds, np.nextafter(single, np.float32(-np.inf)), single).astype(np.float64)
+        below = np.nextafter(single, np.float32(-np.inf))
+    return np.where(single > thresholds, below, single).astype(np.float64)
