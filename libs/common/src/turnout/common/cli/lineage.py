@@ -117,7 +117,12 @@ class Known:
     def _score(self, score: ScoreProduced) -> Tree:
         when = score.time.astimezone().isoformat(sep=" ", timespec="seconds")
         tree = Tree(f"score {score.score_id}: {score.value}, by {score.served_by} at {when}")
-        tree.add(self._version(score.pipeline, score.version))
+        if score.served_by != "baseline":
+            tree.add(self._version(score.pipeline, score.version))
+            return tree
+        prior = tree.add("baseline: no version answered in time, so the training data's prior did")
+        for attempt in score.attempts:
+            prior.add(self._version(score.pipeline, attempt.version))
         return tree
 
     def _version(self, pipeline: str, version: str) -> Tree:
