@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from turnout.common.bus.port import Bus
+from turnout.common.bus.port import Bus, Received
 from turnout.common.errors import Invalid, Unavailable, Unknown
 from turnout.common.events import (
     Event,
@@ -264,22 +264,12 @@ class Fleet:
     async def _replay(self) -> None:
         for topic, handle in self._handlers().items():
             async for received in self._bus.replay(topic):
-                try:
-                    event = received.event()
-                except Invalid as error:
-                    log.warning("event passed over", topic=topic.topic(), offset=received.offset, why=str(error))
-                else:
-                    await handle(event)
+                await _take(received, handle)
 
     async def _follow(self, topic: type[Event], handle: Callable[..., Awaitable[None]]) -> None:
         async def once() -> None:
             async for received in self._bus.follow(topic):
-                try:
-                    event = received.event()
-                except Invalid as error:
-                    log.warning("event passed over", topic=topic.topic(), offset=received.offset, why=str(error))
-                else:
-                    await handle(event)
+                await _take(received, handle)
 
         await self._patiently(once)
 
@@ -467,3 +457,13 @@ class Fleet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _take(received: Received, handle: Callable[..., Awaitable[None]]) -> None:
+    """Give the event to `handle`; what is none stops nobody who follows."""
+    try:
+        event = received.event()
+    except Invalid as error:
+        log.warning("event passed over", topic=received.record.topic, offset=received.offset, why=str(error))
+    else:
+        await handle(event)
