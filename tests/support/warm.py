@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from environment import environment_in
 
 from turnout.common.executor.processes import ProcessExecutor
@@ -45,6 +46,18 @@ async def environment_with(warm: Warm, folder: Path) -> AsyncIterator[Environmen
     for name in shared:
         environment.__dict__.pop(name)
     await environment.close()
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    with warmed(tmp_path_factory.mktemp("registry")) as started:
+        yield started
+
+
+@pytest.fixture
+async def env(warm: Warm, tmp_path: Path) -> AsyncIterator[Environment]:
+    async with environment_with(warm, tmp_path) as environment:
+        yield environment
 
 
 def dies_for_trees(*work: Any) -> fitting.Fitted:
