@@ -51,6 +51,7 @@ CHAIN: tuple[type[Event], ...] = (
 # After the model is ready, its route follows in moments, unless a person has to approve it.
 ROUTE_SECONDS = 10.0
 READY_SECONDS = 0.1
+TOLD_SECONDS = 2.0
 MAX_WARNINGS = 8
 _NO_VERSION = "no candidate became a version"
 
@@ -94,9 +95,10 @@ async def watch(env: Environment, spec: PipelineFile, since: datetime) -> int:
     topics = [kind.topic() + suffix for kind in CHAIN for suffix in ("", DEAD)]
     progress = Progress(spec)
     async with aclosing(followed(env.bus, topics, since)) as records:
-        while not progress.finished:
+        while not (progress.finished and progress.told):
+            patience = TOLD_SECONDS if progress.finished else ROUTE_SECONDS if progress.version else None
             try:
-                async with asyncio.timeout(ROUTE_SECONDS if progress.version else None):
+                async with asyncio.timeout(patience):
                     received = await anext(records)
             except TimeoutError:
                 break
@@ -188,6 +190,12 @@ class Progress:
                 self.finished = True
         if any(self.refused.get(run, 0) >= candidates for run, candidates in self.candidates.items()):
             self._fail(_NO_VERSION)
+
+    @property
+    def told(self) -> bool:
+        """Whether it is known of every candidate of the version's run what became of it."""
+        run = self.ready.run_id if self.ready and not self.failure else None
+        return run is None or self.refused.get(run, 0) + 1 >= self.candidates.get(run, 0)
 
     @property
     def version(self) -> str | None:

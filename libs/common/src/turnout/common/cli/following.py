@@ -126,6 +126,10 @@ def replay(
     run(work)
 
 
+# Topics are read side by side; what comes within this time is put in order.
+TOGETHER_SECONDS = 0.1
+
+
 async def followed(bus: Bus, topics: Sequence[str], since: datetime) -> AsyncGenerator[Received]:
     """What comes on several topics from `since` on, in the order of its coming."""
     found: asyncio.Queue[Received | BaseException] = asyncio.Queue(1_000)
@@ -142,14 +146,24 @@ async def followed(bus: Bus, topics: Sequence[str], since: datetime) -> AsyncGen
     tasks = [asyncio.create_task(one(name)) for name in topics]
     try:
         while True:
-            item = await found.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+            for received in await _together(found):
+                yield received
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _together(found: asyncio.Queue[Received | BaseException]) -> list[Received]:
+    """What comes next and shortly after it, in order; raises what went wrong."""
+    items = [await found.get()]
+    await asyncio.sleep(TOGETHER_SECONDS)
+    while not found.empty():
+        items.append(found.get_nowait())
+    for item in items:
+        if isinstance(item, BaseException):
+            raise item
+    return sorted((item for item in items if isinstance(item, Received)), key=lambda received: received.timestamp)
 
 
 def line(received: Received) -> Text:
