@@ -74,7 +74,8 @@ async def standing(
     environment: Environment, *, slo_ms: float = SLO_MS, baseline: bool = True, **settings: Any
 ) -> AsyncIterator[Stand]:
     await environment.bus.publish(builders.declared(file(slo_ms=slo_ms, baseline=baseline)))
-    service = build(environment, ScoringSettings(**settings))
+    # Half a deadline at most: a busy machine is no slow store.
+    service = build(environment, ScoringSettings(**{"features_ms": SLO_MS} | settings))
     async with running(environment, service) as (started, client):
         yield Stand(environment, started, client)
 
