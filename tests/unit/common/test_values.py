@@ -15,7 +15,8 @@ from turnout.common.values import category, cell, number, timestamp
     ("value", "text"),
     [
         (3, "3"), (3.0, "3"), ("3.0", "3"), (" 3 ", "3"), ("3.5", "3.5"), (3.5, "3.5"), (True, "true"),
-        ("", None), ("  ", None), (None, None), (math.nan, None), ("-0.0", "0"), ("1e3", "1e3"), ("007", "007"), ("Ünï 漢", "Ünï 漢"),
+        ("", None), ("  ", None), (None, None), (math.nan, None), ("-0.0", "0"), ("1e3", "1e3"), ("007", "007"),
+        ("Ünï 漢", "Ünï 漢"),
         (2**60, str(2**60)), ("=1+1", "=1+1"), (1e300, "1e+300"),
         (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00+00:00"),
     ],
