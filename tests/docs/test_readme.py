@@ -149,8 +149,8 @@ def _keys(text: str) -> list[str]:
 
 
 def _same_words(shown: str, said: str, line: str) -> None:
-    """Each line of the page begins like one of ours, in words and order: numbers, times, ids may differ."""
-    ours = iter([_words(text) for text in said.splitlines()])
+    """Each line of the page begins with the words of one of ours; numbers, times, ids and the order may differ."""
+    ours = [_words(text) for text in said.splitlines()]
     for text in shown.splitlines():
         begins = _words(text)[:2]
         if begins:
