@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from builders import (
     AT,
     batch,
@@ -36,7 +37,14 @@ from fastapi import Depends, FastAPI
 from turnout.common.bus.port import Record
 from turnout.common.cli import app, declaring
 from turnout.common.errors import Invalid, Unknown
-from turnout.common.events import CandidateRefused, Event, PipelineDeclared, SourceDataAvailable, VersionEjected
+from turnout.common.events import (
+    Attempt,
+    CandidateRefused,
+    Event,
+    PipelineDeclared,
+    SourceDataAvailable,
+    VersionEjected,
+)
 from turnout.common.runtime import home
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.keys import ApiKeys
@@ -70,7 +78,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def turnout(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Turnout:
+def turnout(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Turnout]:
     def call(*words: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["turnout", *words])
         capsys.readouterr()
@@ -82,7 +90,8 @@ def turnout(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         said = capsys.readouterr()
         return Said(code, said.out, said.err)
 
-    return call
+    yield call
+    structlog.reset_defaults()
 
 
 def with_home(place: Path, work: Callable[[Environment], Coroutine[Any, Any, Any]]) -> Any:
@@ -342,6 +351,23 @@ def test_lineage_of_a_score_names_every_station(turnout: Turnout, place: Path) -
     assert "(the file is gone)" in turnout("lineage", "s-1").out
 
 
+def test_lineage_of_a_prior_leads_to_the_version_that_was_late(turnout: Turnout, place: Path) -> None:
+    source = made(place)
+    late = Attempt(version="1", outcome="late")
+    score = score_produced("s-2", version="baseline", served_by="baseline", attempts=(late,))
+    with_home(place, lambda environment: environment.history.add_scores([score]))
+    lines = [line.strip("│├└─ ") for line in turnout("lineage", "s-2").out.splitlines()]
+    assert lines[1] == "baseline: no version answered in time, so the training data's prior did"
+    assert lines[2].startswith("version p/1: ")
+    assert source.as_uri() in lines[-1]
+
+
+def test_lineage_cuts_no_id_off(turnout: Turnout, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    source = made(place)
+    assert source.as_uri() in turnout("lineage", "p/1").out
+
+
 def test_lineage_of_nothing(turnout: Turnout) -> None:
     said = turnout("lineage", "nothing")
     assert said.code == 2
@@ -444,7 +470,7 @@ def test_doctor_says_what_is_missing(turnout: Turnout, place: Path, monkeypatch:
     assert "no home at" in said.out
     put(place, Record("SourceDataAvailable.dead", b"p", b"{}"))
     said = turnout("doctor")
-    assert "1 dead letters of SourceDataAvailable" in said.out
+    assert "1 dead letter of SourceDataAvailable" in said.out
     assert "nothing runs on this home" in said.out
     monkeypatch.setenv("TURNOUT_SOURCE_ROOTS", json.dumps([str(place / "nowhere")]))
     said = turnout("doctor")

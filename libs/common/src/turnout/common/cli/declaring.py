@@ -94,6 +94,8 @@ async def watch(env: Environment, spec: PipelineFile, since: datetime) -> int:
     """Print what happens to a pipeline until it has a model, or a reason why not; the exit code."""
     topics = [kind.topic() + suffix for kind in CHAIN for suffix in ("", DEAD)]
     progress = Progress(spec)
+    if (route := await env.routes.newest(spec.pipeline)) is not None:  # the same data make the same version again
+        progress.routed |= {route.table.champion, route.table.challenger}
     async with aclosing(followed(env.bus, topics, since)) as records:
         while not (progress.finished and progress.told):
             patience = TOLD_SECONDS if progress.finished else ROUTE_SECONDS if progress.version else None

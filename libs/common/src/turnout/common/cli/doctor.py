@@ -130,7 +130,7 @@ def _letters(home: Path | None) -> Iterable[Finding]:
             for name in sorted(REGISTRY):
                 left = await left_to_replay(env.bus, name)
                 if left:
-                    words = f"{left} dead letters of {name}"
+                    words = f"{left} dead letter{'' if left == 1 else 's'} of {name}"
                     fix = f"turnout events --topic {name}{DEAD}; when the cause is gone: turnout replay {name}"
                     found.append(Finding(None, words, fix))
         return found or [Finding(True, "no dead letters are left")]
