@@ -6,6 +6,7 @@ Labels are bounded: pipelines, versions, event types; never an entity or a score
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import Counter, Gauge, Histogram, Info
@@ -65,6 +66,7 @@ def describe_build() -> None:
     BUILD.info({"version": release(), "revision": "unknown", "python": platform.python_version()})
 
 
+@cache
 def release() -> str:
     """The version of Turnout that is installed."""
     try:

@@ -92,17 +92,15 @@ class Handling:
 
     async def _attempt(self, events: Sequence[Event], *, tries: int) -> Sequence[Record]:
         patience = _Patience(tries, self._pausing)
+        waiting = wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE)
         with bound_contextvars(service=self.service, reaction=self.reaction.name, **context(events)):
-            async for attempt in AsyncRetrying(
-                retry=patience,
-                wait=wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE),
-                reraise=True,
-            ):
-                with attempt:
-                    self._beat()
-                    produced = await self._once(events)
-                    self.health.well(self.group)
-                    return produced
+            try:
+                async for attempt in AsyncRetrying(retry=patience, wait=waiting, reraise=True):
+                    with attempt:
+                        self._beat()
+                        return await self._once(events)
+            finally:  # answered or refused: in either case nothing is waited for any more
+                self.health.well(self.group)
         raise AssertionError("tenacity returned without a result")
 
     async def _once(self, events: Sequence[Event]) -> Sequence[Record]:

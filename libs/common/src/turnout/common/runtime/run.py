@@ -27,10 +27,11 @@ from turnout.common.runtime.working import Backlog, Recorder, Worker
 
 log = structlog.get_logger()
 
-PATIENCE = 30.0
 # Of the ten seconds that a supervisor waits after SIGTERM.
 GRACE_SECONDS = 5.0
 MAINTENANCE_SECONDS = 3600.0
+# Not in the busy first moments, but also where a process lives only minutes.
+FIRST_MAINTENANCE_SECONDS = 60.0
 LEFTOVERS = timedelta(days=1)
 ROOT = "scoring"
 BACKGROUND = "background"
@@ -84,10 +85,14 @@ class Running:
                 await service.close()
 
 
-def start(environment: Environment, services: Sequence[Service], *, patience: float = PATIENCE) -> Running:
+def start(environment: Environment, services: Sequence[Service], *, patience: float | None = None) -> Running:
     """Start the reactions, jobs and background work of `services` on the running loop."""
-    telemetry.describe_build()
-    running = Running(environment, {s.name: s for s in services}, {}, Progress(patience))
+    running = Running(
+        environment,
+        {s.name: s for s in services},
+        {},
+        Progress(environment.settings.patience_seconds if patience is None else patience),
+    )
     views = (
         ("the pipelines to be read", lambda: environment.pipelines.ready),
         ("the routing tables to be read", lambda: environment.routes.ready),
@@ -102,6 +107,7 @@ def start(environment: Environment, services: Sequence[Service], *, patience: fl
         for health in running.health.values():
             _background(running, name, follow, health)
             break
+    _background(running, "build", lambda: asyncio.to_thread(telemetry.describe_build), None)
     _background(running, "maintenance", lambda: _maintain(environment), None)
     return running
 
@@ -112,7 +118,7 @@ async def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
-    patience: float = PATIENCE,
+    patience: float | None = None,
     watchdog: bool = True,
     stop: asyncio.Event | None = None,
     started: Callable[[str], Awaitable[None]] | None = None,
@@ -165,8 +171,9 @@ async def _answer(
 async def _started(running: Running, url: str, then: Callable[[str], Awaitable[None]] | None) -> None:
     for health in running.health.values():
         health.started = True
-    # The first piece of CPU work shall not wait for its workers to start.
-    _background(running, "executor", lambda: asyncio.to_thread(_warm, running.environment), None)
+    executor = running.environment.executor
+    if isinstance(executor, ProcessExecutor):  # the first piece of CPU work shall not wait for its workers to start
+        _background(running, "executor", lambda: asyncio.to_thread(executor.warm), None)
     log.info("serving", url=url, services=sorted(running.services))
     if then is not None:
         await then(url)
@@ -261,11 +268,6 @@ async def _beat(progress: Progress) -> None:
         await asyncio.sleep(1)
 
 
-def _warm(environment: Environment) -> None:
-    if isinstance(environment.executor, ProcessExecutor):
-        environment.executor.warm()
-
-
 async def _watch_polls(running: Running) -> None:
     """A consumer that looks for nothing, while the bus can be reached, is stuck: aiokafka and faust know how."""
     bus, groups = running.environment.bus, [loop.group for loop in running.loops if isinstance(loop, Consumer)]
@@ -285,11 +287,12 @@ async def _watch_polls(running: Running) -> None:
 
 
 async def _maintain(environment: Environment) -> None:
-    """Remove what is past its retention, every hour."""
+    """Remove what is past its retention, a minute after the start and every hour."""
+    await asyncio.sleep(FIRST_MAINTENANCE_SECONDS)
     while True:
-        await asyncio.sleep(MAINTENANCE_SECONDS)
         now = environment.now()
         gone = {"records": await environment.bus.purge(now), "jobs": await environment.jobs.purge(now)}
         if "lake" in environment.__dict__:
             gone["files"] = await asyncio.to_thread(environment.lake.sweep, now - LEFTOVERS)
         log.info("removed what is past its retention", **gone)
+        await asyncio.sleep(MAINTENANCE_SECONDS)

@@ -19,3 +19,6 @@ class RuntimeSettings(BaseSettings):
     )
     workers: int = Field(default=2, ge=1, description="Processes for CPU work.")
     log_level: str = Field(default="info", description="Least severe log line that is written.")
+    patience_seconds: float = Field(
+        default=30.0, gt=0, description="Seconds without progress after which the process ends, to be started again."
+    )
