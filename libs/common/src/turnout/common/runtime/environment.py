@@ -9,17 +9,20 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from turnout.common.bus.port import Bus
-from turnout.common.history.port import HistoryStore
 from turnout.common.jobs.port import Jobs
-from turnout.common.lake.port import Lake
-from turnout.common.models.port import Registry
-from turnout.common.online.port import OnlineStore
 from turnout.common.runtime.keys import ApiKeys
 from turnout.common.runtime.service import Clock, utc_now
 from turnout.common.runtime.settings import RuntimeSettings
 from turnout.common.runtime.views import Pipelines, Routes
+
+if TYPE_CHECKING:  # the lake's port needs pyarrow, and a command that only publishes does not
+    from turnout.common.history.port import HistoryStore
+    from turnout.common.lake.port import Lake
+    from turnout.common.models.port import Registry
+    from turnout.common.online.port import OnlineStore
 
 
 class Environment:
