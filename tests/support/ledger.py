@@ -154,7 +154,8 @@ async def _events(environment: Environment, ledger: Ledger, pipeline: str) -> in
     extracted = {e.causation_id: e for e in await _all(environment, RawDataExtracted)}
     for announced in await _all(environment, SourceDataAvailable):
         assert announced.id in extracted, f"{announced.uri} was announced and never extracted"
-    assert not await _all(environment, StageFailed)
+    failed = [(e.stage, e.error, e.correlation_id) for e in await _all(environment, StageFailed)]
+    assert not failed, failed
     by_content: dict[tuple[Any, ...], set[str]] = {}
     for event in await _all(environment, FeaturesGenerated):
         content = (tuple(sorted(event.batch_ids)), event.plan.model_dump_json())

@@ -30,7 +30,7 @@ HEARTBEAT = timedelta(seconds=3)
 # How soon a job is noticed that another process recorded, or whose lease ran out.
 LOOK_FOR_JOBS = 0.5
 # A job that took its whole process down this often does it every time.
-LARGEST_ATTEMPT = 25
+LARGEST_ATTEMPT = 100
 _PLACE = ("job_partition", "job_offset", "job_timestamp")
 
 
