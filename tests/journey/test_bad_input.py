@@ -26,6 +26,7 @@ from system import System, running
 from turnout.common import pipeline
 from turnout.common.bus.port import Record
 from turnout.common.events import (
+    REGISTRY,
     Event,
     ModelReady,
     PipelineDeclared,
@@ -440,6 +441,16 @@ async def test_poison(town: Town, case: Poison) -> None:
     assert received.record.value == case.value
     assert headers["dead_error"]
     assert headers["dead_topic"] == case.topic.encode()
+
+
+@pytest.mark.parametrize("topic", sorted(REGISTRY.keys() - set(TOPICS)))
+async def test_poison_where_no_group_consumes(town: Town, topic: str) -> None:
+    """Followed or read by people alone: there is no offset to move and so no dead letter, only a line in the log."""
+    await town.environment.bus.publish(Record(topic, b"good", b"\xff\xfenot json"))
+    async with httpx.AsyncClient(base_url=town.system.url) as http:
+        reply = await http.post(SCORE, json={"rows": [{"a": 1}]})
+        ready = await http.get("/readyz")
+    assert (reply.status_code, ready.status_code) == (200, 200), (reply.text, ready.text)
 
 
 @pytest.mark.parametrize("case", MODELS, ids=_named)
