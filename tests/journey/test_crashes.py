@@ -13,6 +13,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,13 @@ from ledger import Ledger, check
 from system import System
 
 from turnout.common import pipeline
-from turnout.common.events import PipelineDeclared, RoutingChanged, SourceDataAvailable
+from turnout.common.events import (
+    BatchScored,
+    BatchScoringRequested,
+    PipelineDeclared,
+    RoutingChanged,
+    SourceDataAvailable,
+)
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.settings import RuntimeSettings
 
@@ -41,19 +48,8 @@ training: {candidates: [{algorithm: logistic_regression}]}
 evaluation: {better_by: -1.0}
 retraining: {on: [new_data]}
 """
-# Steps that this journey does not take; each has its own test.
-ELSEWHERE = {
-    "lake-erased": "tests/service/ingestion",
-    "lake-removing": "tests/service/ingestion",
-    "ingestion-entity-erased": "tests/service/ingestion",
-    "monitoring.verdict-found": "tests/service/monitoring",
-    "monitoring.verdict-published": "tests/service/monitoring",
-    "monitoring.command-published": "tests/service/monitoring",
-    "monitoring.removal-published": "tests/service/monitoring",
-    "monitoring.forgetting-published": "tests/service/monitoring",
-    "scoring-batch-quarantined": "tests/service/scoring",
-    "scoring-batch-committed": "tests/service/scoring",
-}
+# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py.
+ELSEWHERE = {"monitoring.verdict-found", "monitoring.verdict-published"}
 
 
 def crash_points() -> list[str]:
@@ -62,7 +58,7 @@ def crash_points() -> list[str]:
         r"""crash_point\(\s*"([^"]+)"\s*\)""",
         "\n".join(p.read_text() for p in [*ROOT.glob("libs/*/src/**/*.py"), *ROOT.glob("services/*/src/**/*.py")]),
     )
-    return sorted(set(found) - set(ELSEWHERE))
+    return sorted(set(found) - ELSEWHERE - ORDERS.keys())
 
 
 @pytest.mark.slow
@@ -103,19 +99,19 @@ async def test_nothing_is_lost_or_doubled_however_it_dies(tmp_path: Path) -> Non
         await environment.close()
 
 
-async def _declare(environment: Environment) -> None:
-    file = pipeline.parse(SPEC)
+async def _declare(environment: Environment, name: str = "ledger") -> None:
+    file = pipeline.parse(SPEC.replace("pipeline: ledger", f"pipeline: {name}"))
     await environment.bus.publish(
         PipelineDeclared.first(
-            source="/test", at=datetime.now(UTC), id="declared", pipeline="ledger", spec=file, spec_id=file.spec_id
+            source="/test", at=datetime.now(UTC), id=f"declared-{name}", pipeline=name, spec=file, spec_id=file.spec_id
         )
     )
 
 
-async def _announce(environment: Environment, path: Path, number: int) -> None:
+async def _announce(environment: Environment, path: Path, number: int, name: str = "ledger") -> None:
     await environment.bus.publish(
         SourceDataAvailable.first(
-            source="/test", at=datetime.now(UTC), id=f"announced-{number}", pipeline="ledger", uri=str(path)
+            source="/test", at=datetime.now(UTC), id=f"announced-{number}", pipeline=name, uri=str(path)
         )
     )
 
@@ -161,3 +157,117 @@ async def _quiet(system: System, environment: Environment, *, files: int, second
             await asyncio.sleep(0.3)
     routed = [r async for r in environment.bus.replay(RoutingChanged)]
     assert routed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_what_somebody_ordered_is_done_however_it_dies(tmp_path: Path) -> None:
+    """Orders that the journey above does not give: a batch to score, somebody to forget, a pipeline to end."""
+    ledger = Ledger(tmp_path / "sources", rows_a_file=600)
+    system = System(tmp_path / "home", ledger.folder)
+    environment = Environment(RuntimeSettings(home=system.home))
+    try:
+        for number, name in enumerate(("ledger", "gone-0", "gone-1")):
+            await _declare(environment, name)
+            await _announce(environment, ledger.offer(number), number, name)
+        assert await asyncio.to_thread(system.start), system.tail()
+        async with asyncio.timeout(90):
+            while environment.routes.now("ledger") is None or not _extracted(environment, "gone-1"):
+                await environment.routes.newest("ledger")
+                await asyncio.sleep(0.2)
+        system.kill()
+        for number, (point, order) in enumerate(ORDERS.items()):
+            assert await asyncio.to_thread(system.start, environment={"TURNOUT_CRASH_POINT": point}), point
+            done = await order(system, environment, number)
+            assert await asyncio.to_thread(system.died, 60), f"never reached: {point}"
+            assert await asyncio.to_thread(system.start), system.tail()
+            until = time.monotonic() + 60
+            while not await done():
+                assert time.monotonic() < until, f"not done after the death at {point}:\n{system.tail(10)}"
+                await asyncio.sleep(0.2)
+            system.kill()
+    finally:
+        if system.process is not None:
+            system.kill()
+        await environment.close()
+
+
+Done = Callable[[], Awaitable[bool]]
+
+
+def _extracted(environment: Environment, name: str) -> bool:
+    return any(True for _ in environment.lake.manifests("raw", name))
+
+
+async def _post(system: System, path: str, body: dict[str, Any]) -> None:
+    """Give an order over HTTP; the process may die before it replies."""
+    async with httpx.AsyncClient(base_url=system.url, timeout=10) as http:
+        with contextlib.suppress(httpx.TransportError):
+            (await http.post(f"/services/monitoring/pipelines/{path}", json=body)).raise_for_status()
+
+
+async def _score_batch(system: System, environment: Environment, number: int) -> Done:
+    uri = str(system.sources / f"{number:03d}.csv")
+    asked = BatchScoringRequested.first(source="/test", at=datetime.now(UTC), pipeline="ledger", uri=uri)
+    await environment.bus.publish(asked)
+
+    async def done() -> bool:
+        scored = {r.event() for r in [r async for r in environment.bus.replay(BatchScored)]}
+        mine = {e.id: e for e in scored if isinstance(e, BatchScored) and e.causation_id == asked.id}
+        for event in mine.values():
+            manifest = environment.lake.manifest(event.data)
+            assert manifest is not None
+            assert (manifest.rows, event.rows, event.rows_quarantined) == (599, 599, 1)
+        return len(mine) == 1
+
+    return done
+
+
+async def _forget(system: System, environment: Environment, number: int) -> Done:
+    entity = f"r000-{number:05d}"
+    await _post(system, "ledger/forget", {"entity": entity})
+
+    async def done() -> bool:
+        (raw,) = environment.lake.manifests("raw", "ledger")
+        rows = environment.lake.read(raw.ref, columns=["row"])["row"].to_pylist()
+        assert len(rows) == raw.rows
+        return entity not in rows
+
+    return done
+
+
+async def _promote(system: System, environment: Environment, number: int) -> Done:
+    await _post(system, "ledger/promote", {"version": "1", "why": f"order {number}"})
+
+    async def done() -> bool:
+        # Written down at the latest when somebody looks.
+        async with httpx.AsyncClient(base_url=system.url, timeout=10) as http:
+            await http.get("/services/monitoring/pipelines/ledger")
+        trail = await environment.history.audit("ledger")
+        return len([entry for entry in trail if entry.why == f"order {number}"]) == 1
+
+    return done
+
+
+def _remove(name: str) -> Callable[[System, Environment, int], Awaitable[Done]]:
+    async def order(system: System, environment: Environment, number: int) -> Done:
+        await _post(system, f"{name}/remove", {})
+
+        async def done() -> bool:
+            return not _extracted(environment, name)
+
+        return done
+
+    return order
+
+
+ORDERS: dict[str, Callable[[System, Environment, int], Awaitable[Done]]] = {
+    "scoring-batch-quarantined": _score_batch,
+    "scoring-batch-committed": _score_batch,
+    "monitoring.forgetting-published": _forget,
+    "ingestion-entity-erased": _forget,
+    "lake-erased": _forget,
+    "monitoring.command-published": _promote,
+    "monitoring.removal-published": _remove("gone-0"),
+    "lake-removing": _remove("gone-1"),
+}
