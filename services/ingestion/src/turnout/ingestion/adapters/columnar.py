@@ -46,10 +46,6 @@ class ColumnarSource:
     limits: Limits
     warnings: list[Warn] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if self.source.columns is not None:
-            raise Invalid("source.columns", f"{self.file.name} has column names of its own", fix="leave them out")
-
     def sample(self) -> Mapping[str, pa.Array]:
         """See `RowSource.sample`."""
         taken: list[pa.RecordBatch] = []

@@ -90,7 +90,9 @@ def kept_schema(lake: Lake, pipeline: str) -> Schema | None:
 
 
 def open_source(file: SourceFile, source: Source, limits: Limits) -> RowSource:
-    """The file as rows. Raises `Invalid` where it holds none."""
+    """The file as rows. Raises `Invalid` where it holds none, or where columns are named that the file names itself."""
+    if source.columns is not None and file.format != "csv":
+        raise Invalid("source.columns", f"{file.name} has column names of its own", fix="leave them out")
     match file.format:
         case "csv":
             return CsvSource(file, source, limits)

@@ -50,10 +50,6 @@ class JsonSource:
     limits: Limits
     warnings: list[Warn] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if self.source.columns is not None:
-            raise Invalid("source.columns", f"{self.file.name} has column names of its own", fix="leave them out")
-
     def sample(self) -> Mapping[str, pa.Array]:
         """See `RowSource.sample`."""
         cells: dict[str, list[Any]] = {}
