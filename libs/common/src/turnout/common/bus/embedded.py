@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 from turnout.common.bus.cloudevents import as_record
@@ -20,6 +20,7 @@ from turnout.common.bus.members import Member, Signal, share_out
 from turnout.common.bus.port import Delivery, Received, Record, Topic, name_of
 from turnout.common.bus.threads import Reader, Writer
 from turnout.common.events import REGISTRY, Event
+from turnout.common.wal import Synchronous
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class EmbeddedBus:
     `synchronous`: "FULL" survives a power cut, "NORMAL" only the death of the process.
     """
 
-    def __init__(self, folder: Path, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
+    def __init__(self, folder: Path, *, synchronous: Synchronous = "FULL") -> None:
         self._disk = _Disk(lambda: Log(folder, synchronous=synchronous))
 
     async def publish(self, *events: Event | Record) -> None:

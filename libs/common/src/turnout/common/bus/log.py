@@ -27,6 +27,7 @@ from turnout.common.bus.port import Received, Record
 from turnout.common.errors import Unavailable
 from turnout.common.events import REGISTRY
 from turnout.common.liveness import gone, host
+from turnout.common.wal import Synchronous, open_wal
 
 FORMAT = 1
 OFFSET_BITS = 40
@@ -106,19 +107,15 @@ class Fenced(Exception):  # noqa: N818 (not an error: the bus says it in its own
 class Log:
     """One connection to the file; used by one thread at a time. Raises `Unavailable` when SQLite cannot go on."""
 
-    def __init__(self, folder: Path, *, synchronous: str = "FULL") -> None:
+    def __init__(self, folder: Path, *, synchronous: Synchronous = "FULL") -> None:
         self.path = folder / "bus.sqlite"
         self.grown: dict[int, int] = {}
         """Partitions that the newest transaction has appended to, each with its next offset."""
         self._known: dict[str, tuple[int, ...]] = {}
         self._turn = 0
         with self._reported():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                self.path, timeout=10, isolation_level=None, check_same_thread=False, cached_statements=256
-            )
+            self._db = open_wal(self.path, synchronous=synchronous, first="PRAGMA auto_vacuum=INCREMENTAL;")
             self._db.executescript(
-                f"PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};"
                 "PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-16384; PRAGMA secure_delete=FAST;"
             )
             with self._transaction():

@@ -20,6 +20,7 @@ import orjson
 from turnout.common.errors import Unavailable
 from turnout.common.events import ObservationReceived, OutcomeObserved, ScoreProduced
 from turnout.common.history.port import Audit, Joined, OutcomeKind
+from turnout.common.wal import open_wal
 
 T = TypeVar("T")
 
@@ -310,12 +311,9 @@ class _Thread:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Autocommit: transactions are begun here, by name, so that a write lock is taken before the first read.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    # Transactions are begun here, by name, so that a write lock is taken before the first read.
+    db = open_wal(path)
     try:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA secure_delete=ON")
         found = _known_format(db, path)
         if found < FORMAT:

@@ -19,6 +19,7 @@ from turnout.common.bus.port import Record
 from turnout.common.errors import Unavailable
 from turnout.common.jobs.port import Job, Lease
 from turnout.common.liveness import gone, host
+from turnout.common.wal import open_wal
 
 T = TypeVar("T")
 
@@ -143,9 +144,8 @@ class EmbeddedJobs:
 
     def _connection(self) -> sqlite3.Connection:
         if self._opened is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
-            db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_SCHEMA}")
+            db = open_wal(self._path)
+            db.executescript(_SCHEMA)
             self._opened = db
         return self._opened
 

@@ -24,6 +24,7 @@ import orjson
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import Values
 from turnout.common.online.port import EntityFeatures
+from turnout.common.wal import open_wal
 
 # Seconds for which the memory is believed before another process's writes are looked for.
 TRUST = 0.02
@@ -170,12 +171,9 @@ class EmbeddedOnlineStore:
     def _connect(self) -> sqlite3.Connection:
         if self._connection is not None:
             return self._connection
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
+        # The offset moves when `put` returns, so what it wrote must survive a power cut.
+        connection = open_wal(self._path, synchronous="FULL")
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            # The offset moves when `put` returns, so what it wrote must survive a power cut.
-            connection.execute("PRAGMA synchronous=FULL")
             # Forgotten values are overwritten, not only unlinked.
             connection.execute("PRAGMA secure_delete=ON")
             self._refuse_newer(connection)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -23,6 +23,7 @@ from turnout.common.bus.cloudevents import encode
 from turnout.common.bus.port import Received, Record
 from turnout.common.errors import TurnoutError, Unavailable
 from turnout.common.events import Event
+from turnout.common.wal import Synchronous, open_wal
 
 # Relayed events stay this long to be found by their id, and at most this many.
 KEPT = 50_000
@@ -44,9 +45,9 @@ insert or ignore into relayed values (0, 0);
 class SqliteOutbox:
     """See `Outbox`. A worker has a file of its own, on a volume that outlives it."""
 
-    def __init__(self, path: Path, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
+    def __init__(self, path: Path, *, synchronous: Synchronous = "FULL") -> None:
         self._path = path
-        self._synchronous = synchronous
+        self._synchronous: Synchronous = synchronous
         self._work: SimpleQueue[_Task | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._trouble: str | None = None
@@ -207,11 +208,8 @@ def _settle(results: Sequence[_Result]) -> None:
 _INSERT = "insert into outbox (ident, pipeline, entity, topic, key, headers, value) values (?, ?, ?, ?, ?, ?, ?)"
 
 
-def _open(path: Path, synchronous: str) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    db.execute("pragma journal_mode = wal")
-    db.execute(f"pragma synchronous = {synchronous}")
+def _open(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
+    db = open_wal(path, synchronous=synchronous)
     db.executescript(_SCHEMA)
     return db
 
