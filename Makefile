@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-MEMBERS := libs/common $(sort $(wildcard services/*))
+MEMBERS := $(sort $(wildcard libs/*) $(wildcard services/*))
 READY  := $(VENV)/.installed
 ROOT_DEPENDENCIES := pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS))
 
@@ -50,7 +50,7 @@ imports: $(READY)
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-annotate --custom-compile-command 'make lock' --group pyproject.toml:dev --all-extras \
-	$(addprefix --no-emit-package ,turnout-common $(addprefix turnout-,$(notdir $(wildcard services/*)))) pyproject.toml
+	$(addprefix --no-emit-package turnout-,$(notdir $(MEMBERS))) pyproject.toml
 
 lock: ## Lock every version with its hashes
 	$(COMPILE) --output-file requirements.lock

@@ -1,0 +1,1 @@
+"""Real servers for development, tests and benchmarks; nothing of it is needed to run Turnout."""
