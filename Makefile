@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 ROOT_DEPENDENCIES := pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports lock lock-check docs bench clean
+.PHONY: help install demo up stack stack-down test test-stack check lint types imports lock lock-check docs bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -30,8 +30,17 @@ demo: $(READY) ## Carry a raw file to a live, watched answer
 up: $(READY) ## Run the seven services in one process and stay up
 	$(BIN)/python examples/breast_cancer/demo.py --stay
 
+stack: $(READY) ## Start Kafka, Redis, Cassandra, MLflow, S3 and Prometheus on free ports
+	$(BIN)/turnout-devstack up
+
+stack-down: $(READY) ## End them; their data go too
+	$(BIN)/turnout-devstack down
+
 test: $(READY) ## Run every test that needs no server
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+test-stack: $(READY) ## Run every test that needs the real servers, on servers of its own; a skip is a failure
+	$(BIN)/pytest -n 2 --dist loadgroup --stack -m stack
 
 test-%: $(READY) ## Run one kind of test: unit, property, contract, service, journey, install, docs
 	$(BIN)/pytest tests/$*
