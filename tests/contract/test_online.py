@@ -7,23 +7,30 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.online.embedded import TRUST, EmbeddedOnlineStore
 from turnout.common.online.port import OnlineStore
+from turnout.common.online.redis import RedisOnlineStore, RedisSettings
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
 Open = Callable[[], OnlineStore]
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", pytest.param("redis", marks=pytest.mark.stack)])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
     opened: list[OnlineStore] = []
+    make: Open = lambda: EmbeddedOnlineStore(tmp_path / "deep" / "online.sqlite")  # noqa: E731
+    if request.param == "redis":
+        # Characters that a pattern would take for its own.
+        settings = RedisSettings(url=request.getfixturevalue("stack").redis, prefix=f"t*[{uuid4().hex}]?:")
+        make = lambda: RedisOnlineStore(settings)  # noqa: E731
 
     def again() -> OnlineStore:
-        opened.append(EmbeddedOnlineStore(tmp_path / "deep" / "online.sqlite"))
+        opened.append(make())
         return opened[-1]
 
     yield again
@@ -125,6 +132,49 @@ async def test_scores_keep_the_newest(store: OnlineStore) -> None:
     await store.put_score("heart", "k", '{"value": 2}', T0)
     await store.put_score("heart", "k", '{"value": 1}', T0 - timedelta(seconds=1))
     assert await store.get_score("heart", "k") == ('{"value": 2}', T0)
+
+
+async def test_a_mark_stays_until_the_pipeline_goes(store: OnlineStore) -> None:
+    assert await store.marked("heart") is None
+    await store.mark("heart", "one")
+    await store.mark("heart", "two ü")
+    await store.mark("heart-2", "other")
+    await store.put("heart", "p1", {"x": 1.0}, T0)
+    await store.forget("heart", "p1")
+    assert await store.marked("heart") == "two ü"
+    await store.remove("heart")
+    assert await store.marked("heart") is None
+    assert await store.marked("heart-2") == "other"
+
+
+async def test_an_entity_may_be_named_like_a_key(store: OnlineStore) -> None:
+    names = ["a:b", "*", "heart:p1", "m:heart:", " ", "ü😀", "x" * 500]
+    await asyncio.gather(*(store.put("heart", name, {"x": float(i)}, T0) for i, name in enumerate(names)))
+    await store.put("heart-2", "*", {"x": -1.0}, T0)
+    found = await store.get_many("heart", names)
+    assert [found[name].values["x"] for name in names] == [float(i) for i in range(len(names))]
+    await store.forget("heart", "*")
+    assert set(await store.get_many("heart", names)) == set(names) - {"*"}
+    await store.remove("heart")
+    assert not await store.get_many("heart", names)
+    assert set(await store.get_many("heart-2", ["*"])) == {"*"}
+
+
+async def test_two_openings_that_write_at_once_keep_the_newest_of_each_column(open_store: Open) -> None:
+    """Both write every entity all the time; a lost comparison would leave an older value."""
+    stores = [open_store() for _ in range(3)]
+    puts = [(f"p{i % 7}", f"c{i % 3}", float(i), T0 + timedelta(seconds=(i * 7919) % 1000)) for i in range(900)]
+    await asyncio.gather(
+        *(stores[i % 3].put("heart", who, {column: x}, at) for i, (who, column, x, at) in enumerate(puts))
+    )
+    newest: dict[tuple[str, str], tuple[datetime, float]] = {}
+    for who, column, x, at in puts:
+        newest[who, column] = max(newest.get((who, column), (T0, -1.0)), (at, x))
+    await asyncio.sleep(2 * TRUST)
+    found = await stores[0].get_many("heart", [f"p{i}" for i in range(7)])
+    assert {(who, column): found[who].values[column] for who, column in newest} == {
+        key: x for key, (_, x) in newest.items()
+    }
 
 
 async def test_another_opening_sees_what_was_put(open_store: Open) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ import orjson
 
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import Values
+from turnout.common.online.packing import check, microseconds, moment
 from turnout.common.online.port import EntityFeatures
 from turnout.common.wal import open_wal
 
@@ -31,7 +32,6 @@ TRUST = 0.02
 # Entities in memory; the ones kept longest go first.
 REMEMBERED = 100_000
 FORMAT = 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS features (
     pipeline TEXT NOT NULL, entity TEXT NOT NULL, packed BLOB NOT NULL, PRIMARY KEY (pipeline, entity)
@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS features (
 CREATE TABLE IF NOT EXISTS scores (
     pipeline TEXT NOT NULL, key TEXT NOT NULL, score TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (pipeline, key)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (pipeline TEXT NOT NULL PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 """
 # Parameters of one SELECT; SQLite's own limit is 32,766.
 _AT_ONCE = 10_000
@@ -76,12 +77,9 @@ class EmbeddedOnlineStore:
 
         Raises `Invalid` for a value that JSON cannot hold.
         """
-        try:
-            orjson.dumps(dict(values))
-        except orjson.JSONEncodeError as error:
-            # Found here, not on the store's thread: there it would fail its neighbours of the same transaction.
-            raise Invalid(f"values of {entity!r}", str(error), fix="send numbers and valid text") from None
-        stamp = _microseconds(event_time)
+        # Found here, not on the store's thread: there it would fail its neighbours of the same transaction.
+        check(entity, values)
+        stamp = microseconds(event_time)
         return await self._submit(lambda c: self._put(c, (pipeline, entity), values, stamp), writes=True)
 
     async def get_many(self, pipeline: str, entities: Sequence[str]) -> Mapping[str, EntityFeatures]:
@@ -94,7 +92,7 @@ class EmbeddedOnlineStore:
 
     async def put_score(self, pipeline: str, key: str, score: str, at: datetime) -> None:
         """Keep a score unless a newer one is there."""
-        row = (pipeline, key, score, _microseconds(at))
+        row = (pipeline, key, score, microseconds(at))
         await self._submit(lambda c: _put_score(c, row), writes=True)
 
     async def get_score(self, pipeline: str, key: str) -> tuple[str, datetime] | None:
@@ -108,6 +106,15 @@ class EmbeddedOnlineStore:
     async def remove(self, pipeline: str) -> None:
         """Remove everything of a pipeline."""
         await self._submit(lambda c: self._remove(c, pipeline), writes=True)
+
+    async def mark(self, pipeline: str, text: str) -> None:
+        """Keep a note about what the store holds of a pipeline."""
+        statement = "INSERT INTO marks VALUES (?, ?) ON CONFLICT DO UPDATE SET text = excluded.text"
+        await self._submit(lambda c: c.execute(statement, (pipeline, text)).rowcount, writes=True)
+
+    async def marked(self, pipeline: str) -> str | None:
+        """The note of `mark`; None where there was none, or the store lost what it had."""
+        return await self._submit(lambda c: _marked(c, pipeline), writes=False)
 
     async def close(self) -> None:
         """Finish what is waiting, then let go of the file; the second time does nothing."""
@@ -243,6 +250,7 @@ class EmbeddedOnlineStore:
     def _remove(self, connection: sqlite3.Connection, pipeline: str) -> None:
         connection.execute("DELETE FROM features WHERE pipeline = ?", (pipeline,))
         connection.execute("DELETE FROM scores WHERE pipeline = ?", (pipeline,))
+        connection.execute("DELETE FROM marks WHERE pipeline = ?", (pipeline,))
         self._memory.clear()
 
     def _remember(self, key: Key, features: EntityFeatures | None) -> None:
@@ -252,7 +260,7 @@ class EmbeddedOnlineStore:
             del self._memory[next(iter(self._memory))]
 
 
-_ABSENT = EntityFeatures({}, _EPOCH)
+_ABSENT = EntityFeatures({}, moment(0))
 
 
 def _put_score(connection: sqlite3.Connection, row: tuple[str, str, str, int]) -> None:
@@ -266,18 +274,14 @@ def _put_score(connection: sqlite3.Connection, row: tuple[str, str, str, int]) -
 def _get_score(connection: sqlite3.Connection, pipeline: str, key: str) -> tuple[str, datetime] | None:
     query = "SELECT score, at FROM scores WHERE pipeline = ? AND key = ?"
     row = connection.execute(query, (pipeline, key)).fetchone()
-    return (row[0], _moment(row[1])) if row else None
+    return (row[0], moment(row[1])) if row else None
+
+
+def _marked(connection: sqlite3.Connection, pipeline: str) -> str | None:
+    row = connection.execute("SELECT text FROM marks WHERE pipeline = ?", (pipeline,)).fetchone()
+    return row[0] if row else None
 
 
 def _features(cells: Mapping[str, Sequence[Any]]) -> EntityFeatures:
     newest = max(stamp for _, stamp in cells.values())
-    return EntityFeatures({name: value for name, (value, _) in cells.items()}, _moment(newest))
-
-
-def _microseconds(moment: datetime) -> int:
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return (aware - _EPOCH) // timedelta(microseconds=1)
-
-
-def _moment(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return EntityFeatures({name: value for name, (value, _) in cells.items()}, moment(newest))

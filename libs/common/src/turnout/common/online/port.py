@@ -19,7 +19,10 @@ class EntityFeatures:
 
 
 class OnlineStore(Protocol):
-    """Methods raise `Unavailable` while the store cannot be reached."""
+    """Methods raise `Unavailable` while the store cannot be reached.
+
+    Nothing goes because it is old: an entity's last good value stays until a newer one replaces it.
+    """
 
     async def put(self, pipeline: str, entity: str, values: Values, event_time: datetime) -> bool:
         """Keep `values` unless newer ones are there; whether any was kept. Columns not in `values` stay.
@@ -47,6 +50,14 @@ class OnlineStore(Protocol):
 
     async def remove(self, pipeline: str) -> None:
         """Remove everything of a pipeline."""
+        ...
+
+    async def mark(self, pipeline: str, text: str) -> None:
+        """Keep a note about what the store holds of a pipeline; whatever loses the pipeline's values loses it too."""
+        ...
+
+    async def marked(self, pipeline: str) -> str | None:
+        """The note of `mark`; None where there was none, or the store lost what it had."""
         ...
 
     async def close(self) -> None:
