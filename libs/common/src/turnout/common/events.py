@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
+from turnout.common import tracing
 from turnout.common.ids import caused_event_id, new_event_id
 from turnout.common.pipeline import PipelineFile
 from turnout.common.values import Kind
@@ -74,6 +75,7 @@ class Event(Part):
     def first(cls, *, source: str, at: datetime, id: str | None = None, **fields: Any) -> Self:  # noqa: A002
         """An event that no event caused; it starts a correlation of its own."""
         ident = id or new_event_id()
+        fields["traceparent"] = tracing.continued(fields.get("traceparent"), ident, correlation=ident)
         return cls(id=ident, source=source, time=at, correlation_id=ident, **fields)
 
     @classmethod
@@ -84,13 +86,14 @@ class Event(Part):
         `pipeline` is the cause's unless given.
         """
         fields.setdefault("pipeline", cause.pipeline)
+        ident = caused_event_id(cause.id, cls.__name__, of)
         return cls(
-            id=caused_event_id(cause.id, cls.__name__, of),
+            id=ident,
             source=source,
             time=at,
             correlation_id=cause.correlation_id,
             causation_id=cause.id,
-            traceparent=cause.traceparent,
+            traceparent=tracing.continued(cause.traceparent, ident, correlation=cause.correlation_id),
             **fields,
         )
 

@@ -35,6 +35,14 @@ async def read(scope: Scope, receive: Receive) -> bytes:
     return body
 
 
+def traceparent(scope: Scope) -> str | None:
+    """The caller's place in a trace (W3C Trace Context), if it says so."""
+    for name, value in scope["headers"]:
+        if name == b"traceparent":
+            return value.decode("latin-1")
+    return None
+
+
 def parse(body: bytes) -> Any:
     """The JSON in a body. Raises 400 if there is none.
 

@@ -85,6 +85,7 @@ class Protocol:
             together=True,
             where="inputs[row {}].",
             arrived=arrived,
+            traceparent=body.traceparent(scope),
         )
         if given.get("outputs") is not None:
             tensors.wanted_names(given["outputs"], [o["name"] for o in tensors.outputs_of(ready.target)])

@@ -55,6 +55,7 @@ class Scores:
             version=body.version(asked.get("version", given.get("version"))),
             timeout_ms=body.milliseconds(asked.get("timeout_ms", given.get("timeout_ms")), "timeout_ms"),
             arrived=arrived,
+            traceparent=body.traceparent(scope),
         )
         mode = asked.get("mode", given.get("mode", "sync"))
         if mode == "async":
@@ -105,6 +106,7 @@ class Scores:
                 values=dict(row) or None,
                 entity=request.entities[index] if request.entities else None,
                 version=request.version,
+                traceparent=request.traceparent,
             )
             for index, row in enumerate(request.rows)
         ]

@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from turnout.common import tracing
 from turnout.common.errors import TurnoutError, Unavailable
 from turnout.common.events import Attempt, ModelReady, ScoreProduced, ScoreRequested, ServedBy
 from turnout.common.ids import caused_event_id
@@ -55,7 +56,8 @@ class Request:
 
     `together`: one version is chosen for all rows (the inference protocol names one). `where` is put before a field's
     name in errors, with `{}` for the row's number. `without` are the rows that get the prior, because their features
-    could not be had in time. `arrived` is on the monotonic clock; `causes` are the events that asked, one per row.
+    could not be had in time. `arrived` is on the monotonic clock; `causes` are the events that asked, one per row;
+    `traceparent` is the caller's.
     """
 
     pipeline: str
@@ -69,6 +71,7 @@ class Request:
     score_ids: Sequence[str] = ()
     causes: Sequence[ScoreRequested] = ()
     without: frozenset[int] = frozenset()
+    traceparent: str | None = None
 
 
 @dataclass(slots=True)
@@ -336,14 +339,17 @@ class Answering:
         for index, one in enumerate(given):
             score_id = ids[index]
             cause = request.causes[index] if request.causes else None
+            ident = caused_event_id(cause.id, "ScoreProduced") if cause else score_id
+            correlation = cause.correlation_id if cause else score_id
+            trace = cause.traceparent if cause else request.traceparent
             # Everything in it was checked on its way here: building it without a second check saves 15 µs a row.
             score = ScoreProduced.model_construct(
-                id=caused_event_id(cause.id, "ScoreProduced") if cause else score_id,
+                id=ident,
                 source=SOURCE,
                 time=at,
-                correlation_id=cause.correlation_id if cause else score_id,
+                correlation_id=correlation,
                 causation_id=cause.id if cause else None,
-                traceparent=cause.traceparent if cause else None,
+                traceparent=tracing.continued(trace, ident, correlation=correlation),
                 pipeline=request.pipeline,
                 score_id=score_id,
                 entity=request.entities[index] if request.entities else None,
