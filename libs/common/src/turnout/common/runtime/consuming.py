@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter
 from contextlib import aclosing
-from datetime import timedelta
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -18,13 +17,6 @@ from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.handling import Handled, Handling, context, pause
 
 log = structlog.get_logger()
-
-HEARTBEAT = timedelta(seconds=3)
-# How soon a job is noticed that another process recorded, or whose lease ran out.
-LOOK_FOR_JOBS = 0.5
-# A job that took its whole process down this often does it every time.
-LARGEST_ATTEMPT = 25
-_PLACE = ("job_partition", "job_offset", "job_timestamp")
 
 
 class Consumer:
