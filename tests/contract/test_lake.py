@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import sleep
+from uuid import uuid4
 
+import httpx
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from builders import AT, raw_extracted
+from pydantic import SecretStr
 
-from turnout.common.errors import Invalid, Unknown
+from turnout.common.errors import Invalid, Unavailable, Unknown
 from turnout.common.events import DataSetRef, ModelFile, RawDataExtracted
+from turnout.common.lake.bucket import PIECE, Bucket
 from turnout.common.lake.local import LocalLake
 from turnout.common.lake.port import Lake, Manifest
+from turnout.common.lake.s3 import S3Lake
+from turnout.common.lake.settings import LakeSettings
+from turnout.devstack.server import free_port
+from turnout.devstack.stack import Stack
+from turnout.devstack.web import s3
 
 SCHEMA = pa.schema(
     [
@@ -29,13 +45,43 @@ SCHEMA = pa.schema(
 )
 
 
-@pytest.fixture(params=["local"])
+def bucket_at(endpoint: str) -> LakeSettings:
+    """A bucket of its own."""
+    name = f"lake-{uuid4().hex}"
+    settings = LakeSettings(
+        uri=f"s3://{name}/in/here", endpoint=endpoint, access_key="any", secret_key=SecretStr("any")
+    )
+    Bucket(settings)._client.create_bucket(Bucket=name)
+    return settings
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.stack)])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     match request.param:
         case "local":
             return LocalLake(tmp_path / "lake")
+        case "s3":
+            return S3Lake(bucket_at(request.getfixturevalue("stack").s3), tmp_path / "staging")
         case other:
             raise AssertionError(other)
+
+
+@pytest.fixture
+def stored(lake: Lake, tmp_path: Path) -> Callable[[], dict[str, bytes]]:
+    """Every file that is there now, by its name from the lake's root on; staging counts too."""
+
+    def files() -> dict[str, bytes]:
+        there = {str(p.relative_to(tmp_path / "lake")): p for p in tmp_path.glob("lake/**/*") if p.is_file()}
+        there |= {f"staging/{p.name}": p for p in tmp_path.glob("staging/**/*") if p.is_file()}
+        found = {name: path.read_bytes() for name, path in there.items()}
+        if isinstance(lake, S3Lake):
+            for entry in lake._bucket.list(""):
+                content = lake._bucket.get(entry.key)
+                assert content is not None
+                found[entry.key] = content.content
+        return found
+
+    return files
 
 
 def ref(ident: str = "x", kind: str = "raw", pipeline: str = "p") -> DataSetRef:
@@ -138,15 +184,16 @@ def test_columns_and_filter_are_pushed_down(lake: Lake) -> None:
         list(lake.scan(ref(), where=pc.field("nowhere") == 1))
 
 
-def test_filter_reads_less_than_everything(lake: Lake, tmp_path: Path) -> None:
+def test_filter_reads_less_than_everything(lake: Lake, stored: Callable[[], dict[str, bytes]]) -> None:
     manifest = write(lake, *(table(n * 100_000, 100_000) for n in range(4)))
-    with pq.ParquetFile(next(tmp_path.rglob("part-*.parquet"))) as file:
+    (content,) = (content for name, content in stored().items() if name.endswith(".parquet"))
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
         assert file.num_row_groups > 1
         statistics = file.metadata.row_group(0).column(3).statistics
     assert (statistics.min, manifest.rows) == (0, 400_000)
 
 
-def test_partitions_are_folders_and_keep_every_value(lake: Lake, tmp_path: Path) -> None:
+def test_partitions_are_folders_and_keep_every_value(lake: Lake, stored: Callable[[], dict[str, bytes]]) -> None:
     odd = ["a/b", "", "..", "ü=1", "a%2Fb", " x\n", None, "plain"]
     rows = pa.table(
         {"a": [1.5] * 16, "c": odd * 2, "t": [AT] * 16, "_row": list(range(16))}, schema=SCHEMA
@@ -160,7 +207,7 @@ def test_partitions_are_folders_and_keep_every_value(lake: Lake, tmp_path: Path)
         where = pc.field("c").is_null() if value is None else pc.field("c") == value
         (index,) = [i for i, v in enumerate(odd) if v == value]
         assert lake.read(ref(), columns=["_row"], where=where)["_row"].to_pylist() == [index, index + 8]
-    assert list(tmp_path.rglob("c=plain"))
+    assert any("/c=plain/" in name for name in stored())
 
 
 def test_too_many_partitions_are_refused(lake: Lake) -> None:
@@ -285,7 +332,7 @@ def test_model_files(lake: Lake) -> None:
 
 @pytest.mark.parametrize("partition_by", [(), ("c",)])
 def test_erased_rows_are_gone_and_the_manifest_is_right(
-    lake: Lake, tmp_path: Path, partition_by: tuple[str, ...]
+    lake: Lake, stored: Callable[[], dict[str, bytes]], partition_by: tuple[str, ...]
 ) -> None:
     write(lake, table(0, 100), partition_by=partition_by, event=raw_extracted())
     write(lake, table(100, 10), to=ref("other"))
@@ -301,7 +348,9 @@ def test_erased_rows_are_gone_and_the_manifest_is_right(
     assert manifest.event is not None
     left = lake.read(ref()).sort_by("_row")
     assert left["_row"].to_pylist() == [n for n in range(100) if n % 5 == 0 or n % 3 != 1]
-    assert b"c1" not in b"".join(p.read_bytes() for p in tmp_path.rglob("x/*/**/*.parquet"))
+    left_there = [content for name, content in stored().items() if "/x/" in name and name.endswith(".parquet")]
+    assert left_there
+    assert b"c1" not in b"".join(left_there)
     assert lake.erase(ref("both", "features"), pc.field("_row") == 105) == 1
     both = lake.manifest(ref("both", "features"))
     assert both is not None
@@ -339,3 +388,180 @@ def test_lake_crosses_a_process_border(lake: Lake) -> None:
     write(lake, table(0, 3))
 
     assert pickle.loads(pickle.dumps(lake)).read(ref()) == table(0, 3)
+
+
+def test_two_erasures_at_once_take_out_what_both_were_asked_for(lake: Lake) -> None:
+    write(lake, table(0, 1_000))
+    write(lake, to=ref("all", "features"), parts=[ref()])
+
+    with ThreadPoolExecutor(4) as pool:
+        gone = sum(pool.map(lambda n: lake.erase(ref("all", "features"), pc.field("_row") == n), range(4)))
+
+    assert gone == 4
+    for one in (ref(), ref("all", "features")):
+        manifest = lake.manifest(one)
+        assert manifest is not None
+        assert (manifest.rows, lake.read(one)["_row"].to_pylist()[:2]) == (996, [4, 5])
+    assert lake.sweep(datetime.now(UTC) + timedelta(days=1)) == 0
+
+
+WRITER = """
+import pickle, sys
+from datetime import UTC, datetime
+lake, ref, table = pickle.loads(sys.stdin.buffer.read())
+with lake.writer(ref, table.schema) as writer:
+    writer.write(table)
+    writer.commit(lineage={}, at=datetime(2026, 3, 1, tzinfo=UTC))
+"""
+BEFORE = {"local": ["data-written", "data-flushed", "data-renamed", "manifest-written"],
+          "s3": ["data-written", "data-uploading", "data-uploaded", "manifest-written"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3, None])
+def test_killed_writer_leaves_all_or_nothing_and_is_swept(
+    lake: Lake, stored: Callable[[], dict[str, bytes]], step: int | None
+) -> None:
+    steps = BEFORE["s3" if isinstance(lake, S3Lake) else "local"]
+    point = f"lake-{'committed' if step is None else steps[step]}"
+    task = pickle.dumps((lake, ref(), table(0, 5)))
+    environment = {**os.environ, "TURNOUT_CRASH_POINT": point}
+    dead = subprocess.run([sys.executable, "-c", WRITER], input=task, env=environment, check=False)
+    assert dead.returncode == -signal.SIGKILL
+
+    left = stored()
+    assert left
+    if step is None:
+        assert lake.read(ref()) == table(0, 5)
+    else:
+        assert lake.manifest(ref()) is None
+        assert lake.sweep(datetime.now(UTC) - timedelta(hours=1)) == 0
+        assert stored() == left
+        write(lake, table(10, 5))
+        assert lake.read(ref()) == table(10, 5)
+    lake.sweep(datetime.now(UTC) + timedelta(days=1))
+    manifest = lake.manifest(ref())
+    assert manifest is not None
+    expected = {f"raw/p/x/{name}" for name in ["manifest.json", *(f.path for f in manifest.files)]}
+    assert set(stored()) == expected
+
+
+@pytest.mark.stack
+def test_upload_that_a_dead_writer_began_is_given_up(stack: Stack, tmp_path: Path) -> None:
+    settings = bucket_at(stack.s3)
+    lake, bucket = S3Lake(settings, tmp_path), Bucket(settings)
+    begun = {"Bucket": bucket.name, "Key": "in/here/raw/p/x/token/part-00000.parquet"}
+    bucket._client.create_multipart_upload(**begun)
+
+    assert lake.sweep(datetime.now(UTC) + timedelta(days=1)) == 1
+
+    assert not bucket._client.list_multipart_uploads(Bucket=bucket.name).get("Uploads")
+
+
+@pytest.mark.stack
+def test_file_larger_than_one_piece_is_the_same_file_there(stack: Stack, tmp_path: Path) -> None:
+    bucket = Bucket(bucket_at(stack.s3))
+    (tmp_path / "large").write_bytes(content := random.Random(7).randbytes(PIECE + 12_345_678))
+
+    bucket.upload(tmp_path / "large", "large")
+
+    found = bucket.get("large")
+    assert found is not None
+    assert found.content == content
+
+
+def calls(lake: S3Lake) -> list[Callable[[], object]]:
+    """Everything that asks the server for something."""
+    file = ModelFile(uri=f"models/p/{'0' * 64}.onnx", sha256="0" * 64, size=4)
+    return [
+        lambda: lake.manifest(ref()),
+        lambda: list(lake.manifests("raw", "p")),
+        lambda: write(lake, table(0, 1)),
+        lambda: lake.put_model("p", b"onnx"),
+        lambda: lake.get_model(file),
+        lambda: lake.remove("p"),
+        lambda: lake.sweep(AT),
+        lambda: lake._bucket.filesystem.get_file_info(lake._bucket.path("x")),
+    ]
+
+
+def failures(lake: S3Lake) -> list[str]:
+    """What each of them raises, as it is written to a log."""
+    found: list[str] = []
+    for call in calls(lake):
+        with pytest.raises(Unavailable) as caught, lake._reaching():
+            call()
+        found.append("".join(traceback.format_exception(caught.value)))
+    return found
+
+
+def test_server_that_is_away_is_named_soon(tmp_path: Path) -> None:
+    at = f"http://127.0.0.1:{free_port()}"
+    settings = LakeSettings(uri="s3://lake", endpoint=at, access_key="any", secret_key=SecretStr("s3cret"))
+    lake = S3Lake(settings, tmp_path)
+    for failure in failures(lake):
+        assert f"the lake at {at}, bucket lake is not available: no answer" in failure
+        assert "TURNOUT_LAKE_ENDPOINT" in failure
+        assert "s3cret" not in failure
+
+
+@pytest.mark.stack
+def test_bucket_that_is_not_there_is_named(stack: Stack, tmp_path: Path) -> None:
+    settings = LakeSettings(uri="s3://nobodys/x", endpoint=stack.s3, access_key="any", secret_key=SecretStr("any"))
+    lake = S3Lake(settings, tmp_path)
+    with pytest.raises(Unavailable, match=r"bucket nobodys is not available: there is no such bucket; .*TURNOUT_LAKE_U"):
+        lake.manifest(ref())
+    with pytest.raises(Unavailable, match="no such bucket"):
+        write(lake, table(0, 1))
+
+
+@pytest.mark.stack
+def test_wrong_key_is_named_by_its_setting_and_never_told(tmp_path: Path) -> None:
+    server = s3(tmp_path / "server", free_port())
+    server.start()
+    try:
+        server.wait()
+        at = f"http://{server.address}"
+        good = bucket_at(at)
+        write(S3Lake(good, tmp_path / "staging"), table(0, 1))
+        # From here on this server asks who is there.
+        httpx.post(f"{at}/moto-api/reset-auth", content=b"0").raise_for_status()
+        wrong = good.model_copy(update={"access_key": "AKIANOBODY", "secret_key": SecretStr("s3cret")})
+        for failure in failures(S3Lake(wrong, tmp_path / "staging")):
+            assert "refuses the key" in failure
+            assert "TURNOUT_LAKE_SECRET_KEY" in failure
+            assert "s3cret" not in failure
+        assert "s3cret" not in repr(wrong)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"uri": "gs://b/x"}, "TURNOUT_LAKE_URI: does not name a bucket"),
+        ({"uri": "s3:///x"}, "TURNOUT_LAKE_URI: does not name a bucket"),
+        ({"uri": "s3://[x"}, "TURNOUT_LAKE_URI: is no URI"),
+        ({"uri": "s3://me:s3cret@b/x"}, "TURNOUT_LAKE_URI: holds a key; set TURNOUT_LAKE_ACCESS_KEY"),
+        ({"uri": "s3://b/x?regoin=eu"}, "did you mean 'region'"),
+        ({"uri": "s3://b", "endpoint": "ftp://x"}, "TURNOUT_LAKE_ENDPOINT: is no URL"),
+        ({"uri": "s3://b", "endpoint": "http://me:s3cret@x"}, "TURNOUT_LAKE_ENDPOINT: is no URL"),
+        ({"uri": "s3://b", "access_key": "AKIA"}, "go together"),
+        ({"uri": "s3://b", "secret_key": "s3cret"}, "go together"),
+    ],
+)
+def test_wrong_settings_are_refused_and_not_repeated(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(Invalid, match=message) as caught:
+        S3Lake(LakeSettings.model_validate(settings), tmp_path)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.stack
+def test_server_and_region_can_stand_in_the_uri(stack: Stack, tmp_path: Path) -> None:
+    settings = bucket_at(stack.s3)
+    host = stack.s3.removeprefix("http://")
+    uri = f"{settings.uri}?endpoint_override={host}&scheme=http&region=eu-west-1"
+    lake = S3Lake(settings.model_copy(update={"uri": uri, "endpoint": None}), tmp_path)
+
+    write(lake, table(0, 3))
+
+    assert S3Lake(settings, tmp_path).read(ref()) == table(0, 3)
