@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from builders import declared, pipeline_file, routing, score_produced
-from buses import ADAPTERS, GROUP, answer, events_of, numbered, open_bus, process
+from buses import ADAPTERS, GROUP, answer, events_of, foreign, numbered, on_kafka, open_bus, process
+from ports import forwarded, free_port, tried_again
 
 from turnout.common.bus.port import Bus, Delivery, Record
 from turnout.common.errors import Invalid, Unavailable
@@ -25,7 +26,9 @@ SECONDS = 60
 
 
 @pytest.fixture(params=ADAPTERS)
-def adapter(request: pytest.FixtureRequest) -> str:
+def adapter(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "kafka":
+        on_kafka(tmp_path, request.getfixturevalue("stack").kafka)
     return request.param
 
 
@@ -119,9 +122,10 @@ async def test_a_member_waits_for_what_comes_later(opened: Open) -> None:
 
 
 async def test_somebody_elses_topic_by_its_name(bus: Bus) -> None:
-    await bus.publish(Record("their.topic", b"k", b'{"pipeline": "p"}'), Record("their.topic", None, b"\xff\x00"))
+    theirs = foreign("their.topic")
+    await bus.publish(Record(theirs, b"k", b'{"pipeline": "p"}'), Record(theirs, None, b"\xff\x00"))
     found: list[Record] = []
-    async with asyncio.timeout(SECONDS), aclosing(bus.consume("their.topic", group=GROUP)) as deliveries:
+    async with asyncio.timeout(SECONDS), aclosing(bus.consume(theirs, group=GROUP)) as deliveries:
         async for delivery in deliveries:
             found += [received.record for received in delivery.received]
             if len(found) == 2:
@@ -140,15 +144,15 @@ async def test_bare_json_gets_its_id_from_where_it_lies(bus: Bus) -> None:
 
 async def test_keys_values_and_headers_are_bytes_that_stay_as_they_are(bus: Bus) -> None:
     everything = bytes(range(256))
-    record = Record("raw", everything, everything * 100, (("a", everything), ("a", b""), ("ü", b"\xff")))
+    record = Record(foreign("raw"), everything, everything * 100, (("a", everything), ("a", b""), ("ü", b"\xff")))
     await bus.publish(record)
-    assert [received.record async for received in bus.replay("raw")] == [record]
+    assert [received.record async for received in bus.replay(record.topic)] == [record]
 
 
 async def test_a_large_record_passes(bus: Bus) -> None:
-    value = b"x" * 5_000_000
-    await bus.publish(*(Record("raw", b"k", value) for _ in range(3)))
-    assert [len(received.record.value or b"") async for received in bus.replay("raw")] == [5_000_000] * 3
+    value, topic = b"x" * 5_000_000, foreign("raw")
+    await bus.publish(*(Record(topic, b"k", value) for _ in range(3)))
+    assert [len(received.record.value or b"") async for received in bus.replay(topic)] == [5_000_000] * 3
 
 
 # --- done ----------------------------------------------------------------------------------------------------------
@@ -343,7 +347,7 @@ async def test_replay_gives_everything_and_stops(bus: Bus) -> None:
 
 
 async def test_replay_of_nothing_is_empty(bus: Bus) -> None:
-    assert [received async for received in bus.replay("nothing.here")] == []
+    assert [received async for received in bus.replay(foreign("nothing.here"))] == []
 
 
 async def test_replay_ends_though_more_comes(opened: Open) -> None:
@@ -415,16 +419,18 @@ async def test_an_entitys_records_can_be_erased(bus: Bus, tmp_path: Path, adapte
     await bus.publish(*hers, score_produced("t", entity="other"))
     gone = await bus.erase(ScoreProduced, secret)
     left = [received.event() async for received in bus.replay(ScoreProduced)]
-    assert gone == 50
-    assert [e.entity for e in left if isinstance(e, ScoreProduced)] == ["other"]
+    # Kafka removes nothing out of the middle of a log: there it ends by retention.
+    assert gone == (50 if adapter == "embedded" else 0)
+    assert [e.entity for e in left if isinstance(e, ScoreProduced)][gone - 50 :] == [secret] * (50 - gone) + ["other"]
     if adapter == "embedded":
         assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
-async def test_a_group_goes_on_over_what_was_erased(bus: Bus) -> None:
+async def test_a_group_goes_on_over_what_was_erased(bus: Bus, adapter: str) -> None:
     await bus.publish(*(numbered(n, "gone") for n in range(20)), numbered(0, "stays"))
-    await bus.erase(SourceDataAvailable, "gone")
-    assert [event.pipeline for event in await take(bus, 1)] == ["stays"]
+    gone = await bus.erase(SourceDataAvailable, "gone")
+    assert gone == (20 if adapter == "embedded" else 0)
+    assert "stays" in [event.pipeline for event in await take(bus, 21 - gone)]
     await bus.publish(numbered(1, "gone"))
     assert [event.uri for event in await take(bus, 1)] == ["1"]
 
@@ -478,13 +484,24 @@ async def test_a_closed_bus_is_not_available(opened: Open) -> None:
     assert [event.uri for event in await take(opened(), 1)] == ["0"], "what was open comes again to somebody else"
 
 
-async def test_a_bus_that_cannot_be_reached_is_not_available(adapter: str, tmp_path: Path) -> None:
-    if adapter != "embedded":
-        pytest.skip("its own way to be away")
-    (tmp_path / "bus").write_text("not a folder")
-    bus = open_bus(adapter, tmp_path)
-    with pytest.raises(Unavailable, match="bus"):
-        await bus.publish(numbered(0))
-    (tmp_path / "bus").unlink()
-    await bus.publish(numbered(0))  # it is there again
+async def test_a_bus_that_cannot_be_reached_is_not_available(
+    adapter: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if adapter == "kafka":
+        broker = request.getfixturevalue("stack").kafka
+        port = free_port()
+        on_kafka(tmp_path, f"127.0.0.1:{port}")
+        bus = open_bus(adapter, tmp_path)
+        with pytest.raises(Unavailable, match=f"Kafka at 127.0.0.1:{port} .* TURNOUT_KAFKA_SERVERS"):
+            await bus.publish(numbered(0))
+        async with asyncio.timeout(SECONDS), forwarded(port, broker):
+            await tried_again(lambda: bus.publish(numbered(0)))
+    else:
+        (tmp_path / "bus").write_text("not a folder")
+        bus = open_bus(adapter, tmp_path)
+        with pytest.raises(Unavailable, match="bus"):
+            await bus.publish(numbered(0))
+        (tmp_path / "bus").unlink()
+        await bus.publish(numbered(0))  # it is there again
+    assert [event.uri for event in await take(bus, 1)] == ["0"]
     await bus.close()

@@ -11,6 +11,7 @@ Run as a program it is another process on the same bus:
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -19,13 +20,18 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
+import pytest
+
+from turnout.common.bus.kafka.settings import KafkaSettings
 from turnout.common.bus.port import Bus, Delivery
 from turnout.common.errors import Unavailable
 from turnout.common.events import SourceDataAvailable, StageFailed
 
-ADAPTERS = ("embedded",)
+ADAPTERS = ("embedded", pytest.param("kafka", marks=pytest.mark.stack))
 GROUP = "g"
+KAFKA_FILE = "kafka.json"
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -35,8 +41,29 @@ def open_bus(adapter: str, place: Path) -> Bus:
             from turnout.common.bus.embedded import EmbeddedBus
 
             return EmbeddedBus(place / "bus")
+        case "kafka":
+            from turnout.common.bus.kafka.bus import KafkaBus
+
+            return KafkaBus(kafka_settings(place), home=place)
         case _:
             raise ValueError(adapter)
+
+
+def kafka_settings(place: Path) -> KafkaSettings:
+    """How the bus of this place is reached; written by `on_kafka`."""
+    return KafkaSettings.model_validate_json((place / KAFKA_FILE).read_bytes())
+
+
+def on_kafka(place: Path, servers: str, **settings: object) -> None:
+    """Let the bus of this place be on Kafka, under names that no other place has."""
+    prefix = f"t{uuid4().hex[:8]}."
+    settings = {"servers": servers, "topic_prefix": prefix, "replication_factor": 1} | settings
+    (place / KAFKA_FILE).write_text(json.dumps(settings))
+
+
+def foreign(name: str) -> str:
+    """A topic of somebody else that no other test has: no prefix of ours stands before it."""
+    return f"{name}.{uuid4().hex[:8]}"
 
 
 def numbered(number: int, key: str = "p") -> SourceDataAvailable:

@@ -1,0 +1,152 @@
+"""Reading without a group: a topic from its beginning, as a replay or for ever, and where topics begin and end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from turnout.common.bus.kafka.connecting import Connecting
+from turnout.common.bus.kafka.members import as_received
+from turnout.common.bus.kafka.troubles import FAILURES, unavailable
+from turnout.common.bus.port import Received
+from turnout.common.errors import Unavailable
+
+POLL_MILLISECONDS = 500
+# Consumers kept for the next replay: to make one costs two connections and some round trips.
+MAX_IDLE = 2
+
+
+class Readers:
+    """Consumers without a group, each lent to one reader at a time."""
+
+    def __init__(self, connecting: Connecting, check: Callable[[], None]) -> None:
+        self._connecting = connecting
+        self._check = check
+        self._idle: list[AIOKafkaConsumer] = []
+        self._lent: set[AIOKafkaConsumer] = set()
+        self._closed = False
+
+    async def replay(self, name: str, wire: str, partitions: int, *, compacted: bool) -> AsyncGenerator[Received]:
+        """What is there at this moment; of a compacted topic each key's newest. Raises `Unavailable`."""
+        async with self._lend() as consumer:
+            async for received in self._replay(consumer, name, _all(wire, partitions), compacted):
+                yield received
+
+    async def follow(self, name: str, wire: str, partitions: int, *, compacted: bool) -> AsyncGenerator[Received]:
+        """What is there at this moment, then what comes, for ever. Raises `Unavailable`."""
+        async with self._lend() as consumer:
+            async for received in self._replay(consumer, name, _all(wire, partitions), compacted):
+                yield received
+            while True:
+                self._check()
+                found: Mapping[Any, Sequence[Any]] = await consumer.getmany(timeout_ms=POLL_MILLISECONDS)
+                for records in found.values():
+                    for record in records:
+                        yield as_received(name, record)
+
+    async def bounds(
+        self, partitions: Sequence[TopicPartition]
+    ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
+        """First offset and end of each partition. Raises `Unavailable`."""
+        async with self._lend() as consumer:
+            return await _bounds(consumer, partitions)
+
+    async def close(self) -> None:
+        """Stop what is idle; what is lent is stopped when it comes back."""
+        self._closed = True
+        for consumer in [*self._idle, *self._lent]:
+            await self._connecting.stop(consumer)
+        self._idle.clear()
+
+    @asynccontextmanager
+    async def _lend(self) -> AsyncIterator[AIOKafkaConsumer]:
+        healthy = False
+        try:
+            consumer = self._idle.pop() if self._idle else await self._connecting.consumer()
+        except FAILURES as error:
+            raise unavailable(error, self._connecting.settings, "reading") from error
+        self._lent.add(consumer)
+        try:
+            yield consumer
+            healthy = True
+        except GeneratorExit:
+            healthy = True  # whoever read has seen enough
+            raise
+        except FAILURES as error:
+            if self._closed:
+                raise Unavailable(f"Kafka at {self._connecting.settings.servers}", "the bus is closed") from None
+            raise unavailable(error, self._connecting.settings, "reading") from error
+        finally:
+            self._lent.discard(consumer)
+            if healthy and not self._closed and len(self._idle) < MAX_IDLE:
+                consumer.pause(*consumer.assignment())
+                self._idle.append(consumer)
+            else:
+                await self._connecting.stop(consumer)
+
+    async def _replay(
+        self, consumer: AIOKafkaConsumer, name: str, partitions: Sequence[TopicPartition], compacted: bool
+    ) -> AsyncIterator[Received]:
+        begin, end = await _bounds(consumer, partitions)
+        consumer.assign(partitions)
+        for partition in partitions:
+            consumer.seek(partition, begin[partition])
+        stream = self._merged(consumer, name, {p: end[p] for p in partitions if end[p] > begin[p]})
+        if not compacted:
+            async for received in stream:
+                yield received
+            return
+        # The broker compacts late, so what is superseded is still among it.
+        newest: dict[tuple[int, bytes | None], Received] = {}
+        async for received in stream:
+            place = (received.partition, received.record.key)
+            newest.pop(place, None)
+            newest[place] = received
+        for received in newest.values():
+            if received.record.value is not None:
+                yield received
+
+    async def _merged(
+        self, consumer: AIOKafkaConsumer, name: str, ends: dict[TopicPartition, int]
+    ) -> AsyncIterator[Received]:
+        """Records before `ends`, in order of time across partitions, each partition in its own order."""
+        heads: dict[TopicPartition, deque[Received]] = {partition: deque() for partition in ends}
+        moved = time.monotonic()
+        while heads:
+            lacking = [p for p, head in heads.items() if not head]
+            if not lacking:
+                earliest = min(heads, key=lambda p: (heads[p][0].timestamp, p))
+                yield heads[earliest].popleft()
+                if not heads[earliest] and await consumer.position(earliest) >= ends[earliest]:
+                    del heads[earliest]
+                continue
+            # Only what the next record may be in: the others' records wait in the client.
+            found: Mapping[Any, Sequence[Any]] = await consumer.getmany(*lacking, timeout_ms=POLL_MILLISECONDS)
+            for partition, records in found.items():
+                heads[partition].extend(as_received(name, r) for r in records if r.offset < ends[partition])
+            for partition in lacking:
+                # Behind the last record there may be offsets without one: markers, and what compaction took.
+                if not heads[partition] and await consumer.position(partition) >= ends[partition]:
+                    del heads[partition]
+                    moved = time.monotonic()
+            moved = time.monotonic() if found else moved
+            self._check()
+            if time.monotonic() - moved > self._connecting.settings.timeout_seconds:
+                raise TimeoutError("no records came")
+
+
+async def _bounds(
+    consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]
+) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+    begin: dict[TopicPartition, int] = await consumer.beginning_offsets(list(partitions))
+    end: dict[TopicPartition, int] = await consumer.end_offsets(list(partitions))
+    return begin, end
+
+
+def _all(wire: str, partitions: int) -> list[TopicPartition]:
+    return [TopicPartition(wire, number) for number in range(partitions)]
