@@ -1,0 +1,1 @@
+"""What the adapters on Cassandra share: settings, the connection, tables made at start."""
