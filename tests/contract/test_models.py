@@ -13,11 +13,18 @@ from turnout.common.errors import Invalid, Unavailable, Unknown
 from turnout.common.events import ModelFile
 from turnout.common.models.mlflow import MlflowRegistry
 from turnout.common.models.port import Registry
+from turnout.common.models.settings import MlflowSettings
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return MlflowRegistry(tmp_path_factory.mktemp("registry"))
+@pytest.fixture(scope="module", params=["folder", pytest.param("server", marks=pytest.mark.stack)])
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    match request.param:
+        case "folder":
+            return MlflowRegistry(tmp_path_factory.mktemp("registry"))
+        case "server":
+            return MlflowRegistry(MlflowSettings(uri=request.getfixturevalue("stack").mlflow))
+        case other:
+            raise AssertionError(other)
 
 
 def a_file(content: str = "a") -> ModelFile:

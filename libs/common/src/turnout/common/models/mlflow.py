@@ -1,31 +1,25 @@
-"""The model registry on MLflow: its SQLite store and artefact files under one folder of this machine.
+"""The model registry on MLflow: in a folder of this machine or on a server.
 
-    <folder>/mlflow.sqlite     runs, versions, aliases; `mlflow ui --backend-store-uri sqlite:///…` shows them
-    <folder>/artefacts/<run>/  curves and reports
-
-MLflow takes seconds to import, so this module imports it when it is first needed; `warm` does so early. Nothing
-leaves the machine: telemetry is switched off before MLflow is imported.
+MLflow takes seconds to import, so it is imported when it is first needed; `warm` does so early.
 """
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import math
-import os
-import shutil
 import tempfile
-import threading
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import JsonValue
 
-from turnout.common.errors import Invalid, Unavailable, Unknown
+from turnout.common.errors import Invalid, Unknown
 from turnout.common.events import ModelFile
+from turnout.common.models.folder import Folder
 from turnout.common.models.port import Version
+from turnout.common.models.server import Server
+from turnout.common.models.settings import MlflowSettings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,17 +32,31 @@ LONGEST_TAG = 5_000
 _FILE = {"uri": "turnout.file.uri", "sha256": "turnout.file.sha256", "size": "turnout.file.size"}
 
 
-class MlflowRegistry:
-    """A `Registry` in `folder`, made when first used. Safe for several threads and processes."""
+class Home(Protocol):
+    """Where runs, versions and artefacts live."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
-        self._lock = threading.RLock()
-        self._opened: MlflowClient | None = None
+    def client(self) -> AbstractContextManager[MlflowClient]:
+        """The client; what MLflow raises in the block becomes `Unavailable`, `Invalid` or `Unknown`."""
+        ...
+
+    def artefacts(self, pipeline: str) -> str | None:
+        """URI of a pipeline's artefacts; None leaves it to MLflow."""
+        ...
+
+    def forget(self, client: MlflowClient, pipeline: str, runs: Iterable[Any]) -> None:
+        """Remove runs and their artefacts."""
+        ...
+
+
+class MlflowRegistry:
+    """A `Registry` in a folder of this machine or on the server of settings. Safe for several threads and processes."""
+
+    def __init__(self, place: Path | MlflowSettings) -> None:
+        self._home: Home = Folder(place) if isinstance(place, Path) else Server(place)
 
     def warm(self) -> None:
         """Import MLflow and open the store, so that the first call does not wait for it."""
-        with self._client():
+        with self._home.client():
             pass
 
     def log_candidate(
@@ -62,7 +70,7 @@ class MlflowRegistry:
         artefacts: Mapping[str, bytes] | None = None,
     ) -> str:
         """See `Registry.log_candidate`. A parameter keeps its first value; metrics and tags take the newest."""
-        with self._client() as client:
+        with self._home.client() as client:
             from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 (takes seconds)
 
             run = _run(client, self._experiment(client, pipeline), key)
@@ -82,26 +90,32 @@ class MlflowRegistry:
 
     def add_artefacts(self, tracking_id: str, files: Mapping[str, bytes]) -> None:
         """See `Registry.add_artefacts`. Raises `Unknown` if there is no such run."""
-        with self._client() as client:
+        with self._home.client() as client:
             _keep(client, tracking_id, files)
 
     def register(
         self, pipeline: str, key: str, file: ModelFile, *, tracking_id: str | None, tags: Mapping[str, str]
     ) -> Version:
         """See `Registry.register`."""
-        with self._client() as client:
-            found = client.search_model_versions(f"name = '{_name(pipeline)}' and tags.`{KEY}` = '{_quoted(key)}'")
-            if found:
-                return _version(found[0])
+        with self._home.client() as client:
+            found = _registered(client, pipeline, key)
+            if found is not None:
+                return _version(found)
             if not client.search_registered_models(f"name = '{_name(pipeline)}'"):
-                client.create_registered_model(pipeline)
+                _unless_there(lambda: client.create_registered_model(pipeline))
             described = {label: str(getattr(file, field)) for field, label in _FILE.items()}
-            made = client.create_model_version(
+            made: Any = client.create_model_version(
                 pipeline,
-                source=file.uri,
+                # A URI, because a server refuses what looks like a path of its own.
+                source=f"lake:///{file.uri}",
                 run_id=tracking_id,
                 tags={**{n: v[:LONGEST_TAG] for n, v in tags.items()}, **described, KEY: key},
             )
+            first = _registered(client, pipeline, key)
+            # Somebody elsewhere was faster, between our look and our making.
+            if first is not None and first.version != made.version:
+                client.delete_model_version(pipeline, made.version)
+                return _version(first)
             return _version(made)
 
     def version(self, pipeline: str, version: str) -> Version | None:
@@ -110,13 +124,13 @@ class MlflowRegistry:
 
     def versions(self, pipeline: str) -> list[Version]:
         """See `Registry.versions`."""
-        with self._client() as client:
+        with self._home.client() as client:
             found = [_version(one) for one in _all_versions(client, pipeline)]
             return sorted(found, key=lambda one: int(one.version))
 
     def set_aliases(self, pipeline: str, aliases: Mapping[str, str | None]) -> None:
         """See `Registry.set_aliases`. Raises `Unknown` for a version that is not registered, and changes nothing."""
-        with self._client() as client:
+        with self._home.client() as client:
             there = {str(one.version) for one in _all_versions(client, pipeline)}
             for version in aliases.values():
                 if version is not None and version not in there:
@@ -128,70 +142,32 @@ class MlflowRegistry:
                     client.delete_registered_model_alias(pipeline, alias)
 
     def remove(self, pipeline: str) -> None:
-        """See `Registry.remove`. Runs go for good, not into MLflow's bin."""
-        with self._client() as client:
+        """See `Registry.remove`."""
+        with self._home.client() as client:
             if client.search_registered_models(f"name = '{_name(pipeline)}'"):
                 client.delete_registered_model(pipeline)
             experiment = client.get_experiment_by_name(pipeline)
-            if experiment is None:
-                return
-            store: Any = client._tracking_client.store  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 (`mlflow gc` does so)
-            for run in _all_runs(client, experiment.experiment_id):
-                client.delete_run(run.info.run_id)
-                store._hard_delete_run(run.info.run_id)  # noqa: SLF001
-            shutil.rmtree(self._artefacts(pipeline), ignore_errors=True)
-
-    def _artefacts(self, pipeline: str) -> Path:
-        return self._folder / "artefacts" / _name(pipeline)
+            if experiment is not None:
+                self._home.forget(client, pipeline, _all_runs(client, experiment.experiment_id))
 
     def _experiment(self, client: MlflowClient, pipeline: str) -> str:
         found = client.get_experiment_by_name(_name(pipeline))
-        if found is not None:
-            return found.experiment_id
-        return client.create_experiment(pipeline, artifact_location=self._artefacts(pipeline).as_uri())
-
-    @contextmanager
-    def _client(self) -> Generator[MlflowClient]:
-        """The client, for one caller at a time on this machine; what MLflow raises becomes `Unavailable`."""
-        with self._lock:
-            from_here = _import()
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                with (self._folder / ".lock").open("wb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    if self._opened is None:
-                        uri = f"sqlite:///{self._folder / 'mlflow.sqlite'}"
-                        self._opened = from_here(tracking_uri=uri, registry_uri=uri)
-                        self._opened.search_experiments(max_results=1)
-                    yield self._opened
-            except OSError as error:
-                raise Unavailable("the model registry", error.strerror or str(error)) from error
-            except Exception as error:
-                if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy"):
-                    raise
-                raise _in_words(error) from error
+        if found is None:
+            _unless_there(lambda: client.create_experiment(pipeline, artifact_location=self._home.artefacts(pipeline)))
+            found = client.get_experiment_by_name(pipeline)
+        assert found is not None
+        if found.lifecycle_stage == "deleted":  # by somebody, in MLflow's pages
+            client.restore_experiment(found.experiment_id)
+        return found.experiment_id
 
 
-def _import() -> type[MlflowClient]:
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["DO_NOT_TRACK"] = "true"
-    # Its letters about tables it makes and migrations it runs are nobody's business here.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow import MlflowClient  # noqa: PLC0415 (takes seconds)
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient
-
-
-def _in_words(error: Exception) -> Exception:
-    code = getattr(error, "error_code", "")
-    if code == "RESOURCE_DOES_NOT_EXIST":
-        return Unknown("model registry", str(error))
-    if code == "INVALID_PARAMETER_VALUE":
-        return Invalid("model registry", str(error))
-    return Unavailable("the model registry", str(error).partition("\n")[0])
+def _unless_there(make: Callable[[], object]) -> None:
+    """Make what another process may be making too."""
+    try:
+        make()
+    except Exception as error:
+        if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _name(pipeline: str) -> str:
@@ -208,8 +184,28 @@ def _quoted(key: str) -> str:
 
 
 def _run(client: MlflowClient, experiment: str, key: str) -> Any:
-    found = client.search_runs([experiment], f"tags.`{KEY}` = '{_quoted(key)}'", max_results=1)
-    return found[0] if found else client.create_run(experiment, tags={KEY: key}, run_name=key)
+    found = _first_run(client, experiment, key)
+    if found is not None:
+        return found
+    made = client.create_run(experiment, tags={KEY: key}, run_name=key)
+    first = _first_run(client, experiment, key)
+    # Somebody elsewhere was faster, between our look and our making.
+    if first is not None and first.info.run_id != made.info.run_id:
+        client.delete_run(made.info.run_id)
+        return first
+    return made
+
+
+def _first_run(client: MlflowClient, experiment: str, key: str) -> Any:
+    """The run of a key, or None; always the same one of several."""
+    asked = f"tags.`{KEY}` = '{_quoted(key)}'"
+    return next(iter(client.search_runs([experiment], asked, max_results=1, order_by=["start_time ASC"])), None)
+
+
+def _registered(client: MlflowClient, pipeline: str, key: str) -> Any:
+    """The version of a key, or None; the oldest of several."""
+    found = client.search_model_versions(f"name = '{_name(pipeline)}' and tags.`{KEY}` = '{_quoted(key)}'")
+    return min(found, key=lambda one: int(one.version), default=None)
 
 
 def _all_runs(client: MlflowClient, experiment: str) -> list[Any]:
