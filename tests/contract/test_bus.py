@@ -385,10 +385,13 @@ async def test_followers_see_what_was_and_what_comes(opened: Open) -> None:
     bus, elsewhere = opened(), opened()
     await bus.publish(declared(pipeline="a", file=pipeline_file(pipeline="a")))
 
+    begun = asyncio.Semaphore(0)
+
     async def follower(bus: Bus) -> list[str | None]:
         found: list[str | None] = []
         async with aclosing(bus.follow(PipelineDeclared)) as records:
             async for received in records:
+                begun.release()
                 found.append(None if received.record.value is None else received.event().pipeline)
                 if len(found) == 3:
                     break
@@ -396,7 +399,8 @@ async def test_followers_see_what_was_and_what_comes(opened: Open) -> None:
 
     async with asyncio.timeout(SECONDS):
         followers = [asyncio.create_task(follower(b)) for b in (bus, bus, elsewhere)]
-        await asyncio.sleep(0.1)
+        for _ in followers:
+            await begun.acquire()
         await elsewhere.publish(declared(pipeline="b", file=pipeline_file(pipeline="b")))
         await bus.publish(Record("PipelineDeclared", b"a", None))
         for one in await asyncio.gather(*followers):
@@ -421,7 +425,8 @@ async def test_an_entitys_records_can_be_erased(bus: Bus, tmp_path: Path, adapte
     left = [received.event() async for received in bus.replay(ScoreProduced)]
     # Kafka removes nothing out of the middle of a log: there it ends by retention.
     assert gone == (50 if adapter == "embedded" else 0)
-    assert [e.entity for e in left if isinstance(e, ScoreProduced)][gone - 50 :] == [secret] * (50 - gone) + ["other"]
+    entities = Counter(e.entity for e in left if isinstance(e, ScoreProduced))
+    assert entities == Counter({secret: 50 - gone, "other": 1})
     if adapter == "embedded":
         assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
@@ -496,6 +501,8 @@ async def test_a_bus_that_cannot_be_reached_is_not_available(
             await bus.publish(numbered(0))
         async with asyncio.timeout(SECONDS), forwarded(port, broker):
             await tried_again(lambda: bus.publish(numbered(0)))
+            assert [event.uri for event in await take(bus, 1)] == ["0"]
+            await bus.close()
     else:
         (tmp_path / "bus").write_text("not a folder")
         bus = open_bus(adapter, tmp_path)
@@ -503,5 +510,5 @@ async def test_a_bus_that_cannot_be_reached_is_not_available(
             await bus.publish(numbered(0))
         (tmp_path / "bus").unlink()
         await bus.publish(numbered(0))  # it is there again
-    assert [event.uri for event in await take(bus, 1)] == ["0"]
-    await bus.close()
+        assert [event.uri for event in await take(bus, 1)] == ["0"]
+        await bus.close()

@@ -28,6 +28,7 @@ from turnout.common.bus.kafka.settings import KafkaSettings
 from turnout.common.bus.port import Bus, Delivery
 from turnout.common.errors import Unavailable
 from turnout.common.events import SourceDataAvailable, StageFailed
+from turnout.common.runtime import logs
 
 ADAPTERS = ("embedded", pytest.param("kafka", marks=pytest.mark.stack))
 GROUP = "g"
@@ -140,4 +141,5 @@ async def _main(adapter: str, place: str, what: str, *words: str) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure("warning", console=False)  # what it says on stdout is for who started it
     asyncio.run(_main(*sys.argv[1:]))

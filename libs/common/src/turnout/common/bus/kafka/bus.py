@@ -12,7 +12,7 @@ import contextlib
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from turnout.common.bus.kafka.troubles import FAILURES, Refusals, unavailable
 from turnout.common.bus.kafka.writing import Writer
 from turnout.common.bus.port import Delivery, Received, Record, Topic, name_of
 from turnout.common.errors import Invalid, Unavailable
-from turnout.common.events import REGISTRY, Event
+from turnout.common.events import Event
 
 # How often the cluster is asked whether it is there, while anybody reads.
 WATCH_SECONDS = 2.0
@@ -209,7 +209,7 @@ class KafkaBus:
             raise self._away
 
     @contextlib.asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
+    async def _watched(self) -> AsyncGenerator[None]:
         """While inside, somebody looks whether Kafka is there: aiokafka tries for ever and says nothing."""
         self._readings += 1
         if self._watching is None:

@@ -84,7 +84,7 @@ class Connecting:
         instance: str | None = None,
         subscribe: Callable[[AIOKafkaConsumer], None] | None = None,
     ) -> AIOKafkaConsumer:
-        """A started consumer: a static member of `group` that `subscribe` tells what to read, or one without a group."""
+        """A started consumer: without a group, or a static member of `group` that `subscribe` tells what to read."""
         common = await self._options()
         consumer = AIOKafkaConsumer(
             **common,

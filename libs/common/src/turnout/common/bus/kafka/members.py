@@ -52,7 +52,7 @@ class Reading:
     position: int
     """The offset that is handed out next."""
     waiting: deque[Any] = field(default_factory=deque[Any])
-    opened: deque[KafkaDelivery] = field(default_factory=lambda: deque[KafkaDelivery]())
+    opened: deque[KafkaDelivery] = field(default_factory=deque[Any])
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     standing: bool = True
     """False while a rebalance decides whose it is."""
@@ -130,7 +130,10 @@ class Member(ConsumerRebalanceListener):
 
     # --- rebalances -------------------------------------------------------------------------------------------------
 
-    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+    async def on_partitions_revoked(  # pyright: ignore[reportIncompatibleMethodOverride] (it may be a coroutine)
+        self,
+        revoked: Collection[TopicPartition],  # noqa: ARG002 (all of them, always)
+    ) -> None:
         """A rebalance begins: let what is open end, for a moment, then wait for its outcome."""
         self._rebalancing = True
         until = time.monotonic() + REVOKE_SECONDS
@@ -144,7 +147,9 @@ class Member(ConsumerRebalanceListener):
             reading.waiting.clear()
             reading.position = reading.opened[-1].end if reading.opened else reading.committed
 
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+    async def on_partitions_assigned(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, assigned: Collection[TopicPartition]
+    ) -> None:
         """A rebalance is over: go on where the group stands."""
         consumer = self._subscribed
         try:

@@ -64,7 +64,7 @@ class Readers:
         self._idle.clear()
 
     @asynccontextmanager
-    async def _lend(self) -> AsyncIterator[AIOKafkaConsumer]:
+    async def _lend(self) -> AsyncGenerator[AIOKafkaConsumer]:
         healthy = False
         try:
             consumer = self._idle.pop() if self._idle else await self._connecting.consumer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,8 @@ REASON_BYTES = 1024 * 1024
 # What a broker takes unless told otherwise (message.max.bytes).
 DEFAULT_BYTES = 1_048_588
 TOPIC_ALREADY_EXISTS = 36
+# Brokers hear of a new topic a moment after its controller has made it.
+HEARD_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ class Topics:
             return
         there = await self._partitions(admin)
         lacking = [name for name in names if self.wire(name) not in there]
-        if lacking:
+        if lacking and self._settings.create_topics:
             await self._make(admin, lacking)
-            there = await self._partitions(admin)
+            there = await self._appeared(admin, lacking)
         configs = await self._configs(admin, [name for name in names if self.wire(name) in there])
         problem: Unavailable | None = None
         for name in names:
@@ -115,6 +118,15 @@ class Topics:
         if problem is not None:
             raise problem
 
+    async def _appeared(self, admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, int]:
+        """What is there, once brokers have heard of the new topics."""
+        until = time.monotonic() + self._settings.timeout_seconds / 2
+        while True:
+            there = await self._partitions(admin)
+            if all(self.wire(name) in there for name in names) or time.monotonic() > until:
+                return there
+            await asyncio.sleep(HEARD_SECONDS)
+
     async def _partitions(self, admin: AIOKafkaAdminClient) -> dict[str, int]:
         # All of them: to ask for one that is missing makes it, where a broker creates topics by itself.
         found: Iterable[Mapping[str, Any]] = await admin.describe_topics()
@@ -124,9 +136,7 @@ class Topics:
         if not names:
             return {}
         wires = {self.wire(name): name for name in names}
-        answers: Sequence[Any] = await admin.describe_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, wire) for wire in wires]
-        )
+        answers: Any = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, wire) for wire in wires])
         found: dict[str, dict[str, str]] = {}
         for answer in answers:
             for code, _, _, wire, entries in answer.resources:
@@ -137,8 +147,6 @@ class Topics:
         return found
 
     async def _make(self, admin: AIOKafkaAdminClient, names: Sequence[str]) -> None:
-        if not self._settings.create_topics:
-            return
         origins = await self._configs(admin, [name.removesuffix(DEAD) for name in names if _dead_foreign(name)])
         new = [self._new(name, origins.get(name.removesuffix(DEAD), {})) for name in names]
         answer: Any = await admin.create_topics(new)
@@ -149,7 +157,8 @@ class Topics:
                 problem = unavailable(error(said), self._settings, f"creating the topic {wire}")
                 self._refusals.note(f"topic {self.name(wire)}", problem)
                 raise problem
-        log.info("created topics", topics=[self.wire(name) for name in names])
+            if code == 0:
+                log.info("created a topic", topic=wire)
 
     def _new(self, name: str, origin: Mapping[str, str]) -> NewTopic:
         wanted = wanted_of(name)
@@ -167,9 +176,8 @@ class Topics:
         server, wire = f"--bootstrap-server {self._settings.servers}", self.wire(name)
         wanted = wanted_of(name)
         if partitions is None:
-            make = (
-                f"kafka-topics.sh {server} --create --topic {wire} --partitions {wanted.partitions}"
-                + "".join(f" --config {key}={value}" for key, value in wanted.configs.items())
+            make = f"kafka-topics.sh {server} --create --topic {wire} --partitions {wanted.partitions}" + "".join(
+                f" --config {key}={value}" for key, value in wanted.configs.items()
             )
             why = "" if self._settings.create_topics else " (TURNOUT_KAFKA_CREATE_TOPICS is false)"
             return f"it is not there, or may not be described{why}; run: {make}"
@@ -237,5 +245,3 @@ def _foreign(name: str) -> bool:
 
 def _dead_foreign(name: str) -> bool:
     return name.endswith(DEAD) and event_class(name) is None
-
-

@@ -101,7 +101,8 @@ class Writer:
         placed: dict[tuple[str, int], deque[Record]] = {}
         try:
             numbers = {
-                name: sorted(await _partitions(producer, self._topics.wire(name))) for name in {r.topic for r in records}
+                name: sorted(await _partitions(producer, self._topics.wire(name)))
+                for name in {r.topic for r in records}
             }
         except FAILURES as error:
             self._discard(producer)
@@ -211,9 +212,7 @@ def _fill(batch: Any, waiting: deque[_Part]) -> list[_Part]:
         part = waiting[0]
         while part.records:
             record = part.records[0]
-            if (
-                batch.append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers)) is None
-            ):
+            if batch.append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers)) is None:
                 if not sent or sent[-1] is not part:
                     sent.append(part)
                 return sent
