@@ -1,4 +1,4 @@
-"""What every store of jobs keeps. An adapter joins by adding its name to `ADAPTERS`."""
+"""What every store of jobs keeps. An adapter joins as one more of `ADAPTERS`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from turnout.common.bus.port import Record
 from turnout.common.errors import Unavailable
 from turnout.common.jobs.port import Job, Jobs, Lease
 
-ADAPTERS = ("embedded",)
+ADAPTERS = ("embedded", pytest.param("cassandra", marks=pytest.mark.stack))
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 # Longer than any lease.
 LONG = timedelta(minutes=5)
@@ -21,22 +21,31 @@ LONG = timedelta(minutes=5)
 Open = Callable[[], Jobs]
 
 
-def open_jobs(adapter: str, place: Path) -> Jobs:
+def place_of(adapter: str, request: pytest.FixtureRequest, folder: Path) -> Open:
+    """How to open the test's own jobs, none at first, as often as the test likes."""
     match adapter:
         case "embedded":
             from turnout.common.jobs.embedded import EmbeddedJobs
 
-            return EmbeddedJobs(place / "jobs.sqlite")
+            return lambda: EmbeddedJobs(folder / "jobs.sqlite")
+        case "cassandra":
+            from keyspaces import emptied
+
+            from turnout.common.jobs.cassandra import CassandraJobs
+
+            settings = emptied(request.getfixturevalue("stack").cassandra, "contract_jobs")
+            return lambda: CassandraJobs(settings)
         case _:
             raise ValueError(adapter)
 
 
 @pytest.fixture(params=ADAPTERS)
 async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+    place = place_of(request.param, request, tmp_path)
     made: list[Jobs] = []
 
     def make() -> Jobs:
-        made.append(open_jobs(request.param, tmp_path))
+        made.append(place())
         return made[-1]
 
     yield make
