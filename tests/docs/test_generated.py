@@ -32,7 +32,7 @@ def test_documents_are_current(fresh: Path) -> None:
         for p in (ROOT / "docs" / name).rglob("*")
         if p.is_file()
     }
-    kept[Path("topics.md")] = (ROOT / "docs" / "topics.md").read_bytes()
+    kept |= {Path(name): (ROOT / "docs" / name).read_bytes() for name in ("topics.md", "settings.md")}
     assert sorted(written) == sorted(kept), "run `make docs`"
     stale = [str(p) for p in written if written[p] != kept[p]]
     assert not stale, "run `make docs`"
@@ -90,3 +90,15 @@ def _references(node: object) -> list[str]:
 
 def test_generator_can_be_read_without_running_it() -> None:
     assert "write" in runpy.run_path(str(ROOT / "docs" / "generate.py"), run_name="read")
+
+
+def test_settings_of_every_kind_are_told_and_no_secret_has_a_default() -> None:
+    read = runpy.run_path(str(ROOT / "docs" / "generate.py"), run_name="read")
+    classes = read["settings_classes"]()
+    names = [name for cls in classes for name in read["variables"](cls)]
+    assert {"TURNOUT_HOME", "TURNOUT_LAKE_URI", "TURNOUT_MLFLOW_URI", "TURNOUT_SCORING_WORKER"} <= set(names)
+    assert len(names) == len(set(names))
+    undescribed = [f"{c.__name__}.{n}" for c in classes for n, field in c.model_fields.items() if not field.description]
+    assert not undescribed
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert page.count("| secret | unset |") == page.count("| secret |") > 0
