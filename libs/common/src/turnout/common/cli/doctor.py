@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import typer
@@ -17,10 +20,16 @@ from turnout.common.cli.console import Home, environment, out, run, settings_of
 from turnout.common.cli.running import installed
 from turnout.common.errors import TurnoutError
 from turnout.common.events import REGISTRY
+from turnout.common.lake.settings import LakeSettings
+from turnout.common.models.settings import MlflowSettings
 from turnout.common.runtime.dead_letters import left_to_replay
+from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.home import address, open_home
 from turnout.common.runtime.keys import ApiKeys
 from turnout.common.runtime.settings import RuntimeSettings
+
+if TYPE_CHECKING:  # the lake's port needs pyarrow
+    from turnout.common.lake.port import Lake
 
 LITTLE_SPACE = 1024**3
 EXIT_TROUBLE = 3
@@ -38,7 +47,8 @@ class Finding:
 def doctor(home: Home = None) -> None:
     """Say what is reachable, what is missing, and what to do about it."""
     settings = settings_of(home)
-    findings = [*_services(), *_home(settings), *_process(settings), *_sources(settings), *_keys(settings)]
+    findings = [*_services(), *_home(settings), *_servers(home), *_process(settings), *_sources(settings)]
+    findings += _keys(settings)
     if all(f.well is not False for f in findings):
         findings += _letters(home)
     for finding in findings:
@@ -78,6 +88,41 @@ def _home(settings: RuntimeSettings) -> Iterable[Finding]:
     yield Finding(
         enough or None, f"{free / 1024**3:.1f} GB free", "" if enough else "make room: a full disk stops everything"
     )
+
+
+def _servers(home: Path | None) -> Iterable[Finding]:
+    """Every server that the settings name is asked something small."""
+    settings = settings_of(home)
+    lake, models = LakeSettings(), MlflowSettings()
+    looks: list[tuple[bool, str, Callable[[Environment], Awaitable[object]]]] = [
+        (settings.bus == "kafka", "bus on Kafka", lambda env: env.bus.lag("turnout.doctor")),
+        (settings.online == "redis", "online store on Redis", lambda env: env.online.get_many("doctor", ["doctor"])),
+        (settings.history == "cassandra", "history store on Cassandra", lambda env: env.history.count_scores("doctor")),
+        (settings.jobs == "cassandra", "jobs on Cassandra", lambda env: env.jobs.waiting("doctor")),
+        (lake.uri is not None, f"lake at {lake.uri}", lambda env: asyncio.to_thread(_some, env.lake)),
+        (models.uri is not None, f"models at {models.uri}", lambda env: asyncio.to_thread(env.registry.versions, "d")),
+    ]
+
+    async def work() -> list[Finding]:
+        found: list[Finding] = []
+        async with environment(home) as env:
+            for named, what, look in looks:
+                if not named:
+                    continue
+                try:
+                    await look(env)
+                except (TurnoutError, ImportError) as error:
+                    fix = getattr(error, "fix", None) or "start it, or mend the setting; docs/settings.md lists them"
+                    found.append(Finding(False, f"{what}: {error}", fix))
+                else:
+                    found.append(Finding(True, what))
+        return found
+
+    return run(work) if any(named for named, *_ in looks) else []
+
+
+def _some(lake: Lake) -> object:
+    return list(islice(lake.manifests("raw", "doctor"), 1))
 
 
 def _process(settings: RuntimeSettings) -> Iterable[Finding]:
@@ -121,7 +166,8 @@ def _keys(settings: RuntimeSettings) -> Iterable[Finding]:
 
 
 def _letters(home: Path | None) -> Iterable[Finding]:
-    if not (settings_of(home).home / "bus").exists():
+    settings = settings_of(home)
+    if settings.bus == "embedded" and not (settings.home / "bus").exists():
         return []
 
     async def work() -> list[Finding]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from turnout.common.bus.port import Bus
 from turnout.common.jobs.port import Jobs
@@ -23,6 +23,13 @@ if TYPE_CHECKING:  # the lake's port needs pyarrow, and a command that only publ
     from turnout.common.lake.port import Lake
     from turnout.common.models.port import Registry
     from turnout.common.online.port import OnlineStore
+
+
+class _Closing(Protocol):
+    async def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closing)
 
 
 class Environment:
@@ -41,24 +48,37 @@ class Environment:
     @cached_property
     def bus(self) -> Bus:
         """The message bus."""
+        if self.settings.bus == "kafka":
+            from turnout.common.bus.kafka.bus import KafkaBus
+            from turnout.common.bus.kafka.settings import KafkaSettings
+
+            return self._closed(KafkaBus(KafkaSettings(), home=self.home))
         from turnout.common.bus.embedded import EmbeddedBus
 
-        bus = EmbeddedBus(self.home / "bus")
-        self._closing.append(bus.close)
-        return bus
+        return self._closed(EmbeddedBus(self.home / "bus"))
 
     @cached_property
     def jobs(self) -> Jobs:
         """Long work."""
+        if self.settings.jobs == "cassandra":
+            from turnout.common.cassandra.settings import CassandraSettings
+            from turnout.common.jobs.cassandra import CassandraJobs
+
+            return self._closed(CassandraJobs(CassandraSettings()))
         from turnout.common.jobs.embedded import EmbeddedJobs
 
-        jobs = EmbeddedJobs(self.home / "jobs.sqlite")
-        self._closing.append(jobs.close)
-        return jobs
+        return self._closed(EmbeddedJobs(self.home / "jobs.sqlite"))
 
     @cached_property
     def lake(self) -> Lake:
         """Data sets and model files."""
+        from turnout.common.lake.settings import LakeSettings
+
+        settings = LakeSettings()
+        if settings.uri is not None:
+            from turnout.common.lake.s3 import S3Lake
+
+            return S3Lake(settings, self.home / "lake-staging")
         from turnout.common.lake.local import LocalLake
 
         return LocalLake(self.home / "lake")
@@ -66,27 +86,34 @@ class Environment:
     @cached_property
     def online(self) -> OnlineStore:
         """Entities' newest features."""
+        if self.settings.online == "redis":
+            from turnout.common.online.redis import RedisOnlineStore
+
+            return self._closed(RedisOnlineStore())
         from turnout.common.online.embedded import EmbeddedOnlineStore
 
-        store = EmbeddedOnlineStore(self.home / "online.sqlite")
-        self._closing.append(store.close)
-        return store
+        return self._closed(EmbeddedOnlineStore(self.home / "online.sqlite"))
 
     @cached_property
     def history(self) -> HistoryStore:
         """Scores, outcomes, features over time, audit."""
+        if self.settings.history == "cassandra":
+            from turnout.common.cassandra.settings import CassandraSettings
+            from turnout.common.history.cassandra import CassandraHistoryStore
+
+            return self._closed(CassandraHistoryStore(CassandraSettings()))
         from turnout.common.history.embedded import EmbeddedHistoryStore
 
-        store = EmbeddedHistoryStore(self.home / "history.sqlite")
-        self._closing.append(store.close)
-        return store
+        return self._closed(EmbeddedHistoryStore(self.home / "history.sqlite"))
 
     @cached_property
     def registry(self) -> Registry:
         """Runs, versions, aliases."""
         from turnout.common.models.mlflow import MlflowRegistry
+        from turnout.common.models.settings import MlflowSettings
 
-        return MlflowRegistry(self.home / "mlflow")
+        settings = MlflowSettings()
+        return MlflowRegistry(self.home / "mlflow" if settings.uri is None else settings)
 
     @cached_property
     def executor(self) -> Executor:
@@ -109,6 +136,11 @@ class Environment:
     def keys(self) -> ApiKeys:
         """Who may call what."""
         return ApiKeys(self.home / "keys.json")
+
+    def _closed(self, opened: C) -> C:
+        """`opened`, which is closed with the environment."""
+        self._closing.append(opened.close)
+        return opened
 
     async def close(self) -> None:
         """Close what was opened, the last first."""
