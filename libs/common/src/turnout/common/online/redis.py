@@ -34,6 +34,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import Values
 from turnout.common.online import packing
+from turnout.common.online.lanes import Connection, Lanes, pipelined
 from turnout.common.online.port import EntityFeatures
 
 # Keys of one MGET, of one transaction, and of one UNLINK; a server serves nobody else meanwhile.
@@ -105,21 +106,20 @@ class RedisOnlineStore:
         self._settings = settings = settings or RedisSettings()
         self._prefix = settings.prefix
         password = settings.password
-        self._pool: Any = aioredis.BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
+        pool: Any = aioredis.ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             settings.url,
             username=settings.username,
             password=password.get_secret_value() if password is not None else None,
-            max_connections=settings.connections,
-            timeout=settings.timeout_ms / 1000,
-            socket_timeout=settings.timeout_ms / 1000,
-            socket_connect_timeout=settings.timeout_ms / 1000,
-            # Once more at once, for a connection that the server closed while it lay idle; a slow answer is final.
-            retry=Retry(NoBackoff(), 1, (exceptions.ConnectionError,)),
+            # An exchange has its time as a whole; a limit on each of its steps would cost a task for each.
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            retry=Retry(NoBackoff(), 0),
             # Commands beyond those that the documented ACL allows are not sent.
             driver_info=None,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
-        self._client: Any = aioredis.Redis(connection_pool=self._pool)
+        self._server: Mapping[str, Any] = pool.connection_kwargs
+        self._lanes = Lanes(pool.make_connection, most=settings.connections, seconds=settings.timeout_ms / 1000)
         self._waiting: list[_Write] = []
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
@@ -146,9 +146,7 @@ class RedisOnlineStore:
         keys = [_encoded(head + name) for name in names]
         packed = await self._read(keys)
         try:
-            return {
-                name: packing.features(value) for name, value in zip(names, packed, strict=True) if value is not None
-            }
+            return packing.features(names, packed)
         except ValueError:
             raise self._foreign(head) from None
 
@@ -172,13 +170,13 @@ class RedisOnlineStore:
     async def remove(self, pipeline: str) -> None:
         """Remove everything of a pipeline, by looking through all keys of the database."""
         pattern = re.sub(r"([\\*?\[\]])", r"\\\1", self._prefix) + f"[fsm]:{pipeline}:*"
-        cursor = 0
+        cursor = b"0"
         while True:
             answer = await self._command("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED_AT_ONCE)
-            cursor, keys = cast("tuple[int, list[bytes]]", answer)
+            cursor, keys = cast("tuple[bytes, list[bytes]]", answer)
             if keys:
                 await self._command("UNLINK", *keys)
-            if not cursor:
+            if cursor == b"0":
                 return
 
     async def mark(self, pipeline: str, text: str) -> None:
@@ -201,8 +199,7 @@ class RedisOnlineStore:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        await self._client.aclose()
-        await self._pool.disconnect()
+        await self._lanes.close()
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -218,7 +215,8 @@ class RedisOnlineStore:
         try:
             found: list[bytes | None] = []
             for start in range(0, len(keys), _READ_AT_ONCE):
-                found += await self._client.execute_command("MGET", *keys[start : start + _READ_AT_ONCE])
+                some = await self._lanes.ask("MGET", *keys[start : start + _READ_AT_ONCE])
+                found += cast("list[bytes | None]", some)
         except asyncio.CancelledError:
             waited = clock() - began
             if waited >= _IMPATIENT:
@@ -244,9 +242,9 @@ class RedisOnlineStore:
         while True:
             try:
                 # The first may have to connect; the second is what a request would wait for.
-                await self._client.execute_command("MGET", self._marker(""))
+                await self._lanes.ask("MGET", self._marker(""))
                 began = clock()
-                await self._client.execute_command("MGET", self._marker(""))
+                await self._lanes.ask("MGET", self._marker(""))
                 if clock() - began < seconds:
                     self._away = None
                     return
@@ -270,10 +268,8 @@ class RedisOnlineStore:
 
     async def _expire(self, keys: Sequence[bytes], milliseconds: int) -> None:
         try:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for key in keys:
-                    pipe.pexpire(key, milliseconds)
-                await pipe.execute()
+            commands = [("PEXPIRE", key, milliseconds) for key in keys]
+            await self._lanes.exchange(lambda connection: pipelined(connection, commands))
         except exceptions.RedisError:
             for key in keys:
                 self._renewed.pop(key, None)
@@ -314,11 +310,10 @@ class RedisOnlineStore:
         keys = list(dict.fromkeys(write.key for write in batch))
         if not keys:
             return
-        try:
-            results = await self._transact(batch, keys)
-        except exceptions.WatchError:
+        results = await self._lanes.exchange(lambda connection: self._transact(connection, batch, keys))
+        if results is None:
             if len(keys) == 1 and conflicts >= _CONFLICTS:
-                raise Unavailable(self.name, f"others changed a key {conflicts} times meanwhile") from None
+                raise Unavailable(self.name, f"others changed a key {conflicts} times meanwhile")
             await asyncio.sleep(random.uniform(0, 0.001) * min(conflicts, 10))  # noqa: S311 (no secret)
             first = set(keys[: (len(keys) + 1) // 2])
             await self._exchange([write for write in batch if write.key in first], conflicts + 1)
@@ -332,41 +327,45 @@ class RedisOnlineStore:
             else:
                 write.done.set_result(result)
 
-    async def _transact(self, batch: Sequence[_Write], keys: Sequence[bytes]) -> list[bool | Exception]:
-        async with self._client.pipeline(transaction=True) as pipe:
-            await pipe.watch(*keys)
-            found = cast("list[bytes | None]", await pipe.execute_command("MGET", *keys))
-            there = dict(zip(keys, found, strict=True))
-            changed: dict[bytes, bytes] = {}
-            results: list[bool | Exception] = []
-            for write in batch:
-                try:
-                    new = write.change(changed.get(write.key, there[write.key]))
-                except ValueError:
-                    results.append(self._foreign(write.key.decode()))
-                    continue
-                results.append(new is not None)
-                if new is not None:
-                    changed[write.key] = new
-            if changed:
-                pipe.multi()
-                for key, value in changed.items():
-                    pipe.set(key, value, px=self._retention)
-                await pipe.execute()
+    async def _transact(
+        self, connection: Connection, batch: Sequence[_Write], keys: Sequence[bytes]
+    ) -> list[bool | Exception] | None:
+        """Whether each change was made; None if somebody else changed one of the keys meanwhile: then none was."""
+        _, found = await pipelined(connection, [("WATCH", *keys), ("MGET", *keys)])
+        there = dict(zip(keys, cast("list[bytes | None]", found), strict=True))
+        changed: dict[bytes, bytes] = {}
+        results: list[bool | Exception] = []
+        for write in batch:
+            try:
+                new = write.change(changed.get(write.key, there[write.key]))
+            except ValueError:
+                results.append(self._foreign(write.key.decode()))
+                continue
+            results.append(new is not None)
+            if new is not None:
+                changed[write.key] = new
+        if not changed:
+            await pipelined(connection, [("UNWATCH",)])
             return results
+        lives = () if self._retention is None else ("PX", self._retention)
+        sets = [("SET", key, value, *lives) for key, value in changed.items()]
+        *_, done = await pipelined(connection, [("MULTI",), *sets, ("EXEC",)])
+        return None if done is None else results
 
     # --- both -----------------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
         """Which server, for messages."""
-        given = self._pool.connection_kwargs
-        return f"Redis at {given['path']}" if "path" in given else f"Redis at {given['host']}:{given['port']}"
+        server = self._server
+        if "path" in server:
+            return f"Redis at {server['path']}"
+        return f"Redis at {server.get('host', 'localhost')}:{server.get('port', 6379)}"
 
     async def _command(self, *words: bytes | str | int) -> object:
         self._check_open()
         try:
-            return await self._client.execute_command(*words)
+            return await self._lanes.ask(*words)
         except exceptions.RedisError as error:
             raise self._unavailable(error) from None
 
@@ -387,8 +386,7 @@ class RedisOnlineStore:
         return Unavailable(self.name, f"somebody else wrote what lies under {key}; choose another TURNOUT_REDIS_PREFIX")
 
     def _unavailable(self, error: exceptions.RedisError) -> Unavailable:
-        # An error of a transaction quotes the command, and with it what was to be kept.
-        said = str(error).rpartition("caused error: ")[2]
+        said = str(error)
         user = self._settings.username or "default"
         match error:
             case exceptions.AuthenticationError() if error.status_code == "NOAUTH":
