@@ -50,12 +50,11 @@ class KafkaBus:
         self._topics = Topics(settings, self._refusals)
         self._connecting = Connecting(settings)
         self._writer = Writer(self._connecting, self._refusals, self._topics)
-        self._readers = Readers(self._connecting, self._check)
+        self._readers = Readers(self._connecting)
         self._members: dict[Member, tuple[str, int]] = {}
         self._admin: asyncio.Task[AIOKafkaAdminClient] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._readings = 0
-        self._away: Unavailable | None = None
         self._closed = False
 
     async def ensure_topics(self) -> None:
@@ -201,13 +200,6 @@ class KafkaBus:
         self._members[member] = (member.group, number)
         return f"{name}-{number}-{zlib.crc32(' '.join(sorted(names)).encode()):08x}"
 
-    def _check(self) -> None:
-        """Raise `Unavailable` if the bus is closed or Kafka has been away for long."""
-        if self._closed:
-            raise self._is_closed()
-        if self._away is not None:
-            raise self._away
-
     @contextlib.asynccontextmanager
     async def _watched(self) -> AsyncGenerator[None]:
         """While inside, somebody looks whether Kafka is there: aiokafka tries for ever and says nothing."""
@@ -232,12 +224,12 @@ class KafkaBus:
                     await admin.describe_cluster()
             except Exception as error:  # noqa: BLE001 (whatever it is, it is no answer)
                 if time.monotonic() - answered > SESSION_SECONDS:
-                    self._away = self._connecting.failed(error)
+                    away = self._connecting.failed(error)
+                    self._readers.fail(away)
                     for member in list(self._members):
-                        member.fail(self._away)
+                        member.fail(away)
             else:
                 answered = time.monotonic()
-                self._away = None
 
     # --- administration ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 
 from turnout.common.bus.kafka.settings import KafkaSettings
-from turnout.common.bus.kafka.troubles import FAILURES, PAUSE_SECONDS, quieten, unavailable
+from turnout.common.bus.kafka.troubles import FAILURES, PAUSE_SECONDS, again, quieten, unavailable
 from turnout.common.errors import Invalid, Unavailable
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Connecting:
             if self._well:
                 return
             if self._closed is not None and time.monotonic() < self._closed[0]:
-                raise self._closed[1]
+                raise again(self._closed[1])
             try:
                 await self._knock()
             except FAILURES as error:
@@ -68,6 +68,7 @@ class Connecting:
 
     async def producer(self) -> AIOKafkaProducer:
         """A started producer: idempotent, acknowledged by all replicas that are in sync."""
+        await self.ready()
         common = await self._options()
         producer = AIOKafkaProducer(
             **common,
@@ -85,6 +86,7 @@ class Connecting:
         subscribe: Callable[[AIOKafkaConsumer], None] | None = None,
     ) -> AIOKafkaConsumer:
         """A started consumer: without a group, or a static member of `group` that `subscribe` tells what to read."""
+        await self.ready()
         common = await self._options()
         consumer = AIOKafkaConsumer(
             **common,
@@ -104,6 +106,7 @@ class Connecting:
 
     async def admin(self) -> AIOKafkaAdminClient:
         """A started client for topics and offsets of groups."""
+        await self.ready()
         admin = AIOKafkaAdminClient(**await self._options())
         return await self._started(admin.start, admin.close, admin)
 
@@ -123,7 +126,6 @@ class Connecting:
         await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def _started(self, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]], client: T) -> T:
-        await self.ready()
         try:
             # Joining a group waits for its other members.
             async with asyncio.timeout(self.settings.timeout_seconds + 2 * SESSION_SECONDS):

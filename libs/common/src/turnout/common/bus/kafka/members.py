@@ -22,7 +22,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 
 from turnout.common.bus.cloudevents import as_record
 from turnout.common.bus.kafka.connecting import SESSION_SECONDS, Connecting, is_member
-from turnout.common.bus.kafka.troubles import FAILURES, unavailable
+from turnout.common.bus.kafka.troubles import FAILURES, again, unavailable
 from turnout.common.bus.port import Received, Record
 from turnout.common.errors import Unavailable
 from turnout.common.events import Event
@@ -121,7 +121,7 @@ class Member(ConsumerRebalanceListener):
         """The next records of one partition, after waiting for them. Raises `Unavailable`."""
         while True:
             if self._problem is not None:
-                raise self._problem
+                raise again(self._problem)
             reading = self._readable()
             if reading is not None:
                 return self._hand_out(reading)
@@ -250,7 +250,9 @@ class Member(ConsumerRebalanceListener):
 
     def _moved(self, reading: Reading) -> Unavailable:
         where = f"partition {reading.partition.partition} of {reading.partition.topic}"
-        return self._problem or Unavailable(where, f"the partition moved to another member of {self.group}")
+        if self._problem is not None:
+            return again(self._problem)
+        return Unavailable(where, f"the partition moved to another member of {self.group}")
 
     def _hand_out(self, reading: Reading) -> KafkaDelivery:
         name = self.topics[reading.partition.topic]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from turnout.common.bus.kafka.connecting import Connecting
 from turnout.common.bus.kafka.members import as_received
-from turnout.common.bus.kafka.troubles import FAILURES, unavailable
+from turnout.common.bus.kafka.troubles import FAILURES, again, unavailable
 from turnout.common.bus.port import Received
 from turnout.common.errors import Unavailable
 
@@ -24,11 +25,10 @@ MAX_IDLE = 2
 class Readers:
     """Consumers without a group, each lent to one reader at a time."""
 
-    def __init__(self, connecting: Connecting, check: Callable[[], None]) -> None:
+    def __init__(self, connecting: Connecting) -> None:
         self._connecting = connecting
-        self._check = check
         self._idle: list[AIOKafkaConsumer] = []
-        self._lent: set[AIOKafkaConsumer] = set()
+        self._lent: dict[AIOKafkaConsumer, Unavailable | None] = {}
         self._closed = False
 
     async def replay(self, name: str, wire: str, partitions: int, *, compacted: bool) -> AsyncGenerator[Received]:
@@ -43,7 +43,7 @@ class Readers:
             async for received in self._replay(consumer, name, _all(wire, partitions), compacted):
                 yield received
             while True:
-                self._check()
+                self._check(consumer)
                 found: Mapping[Any, Sequence[Any]] = await consumer.getmany(timeout_ms=POLL_MILLISECONDS)
                 for records in found.values():
                     for record in records:
@@ -56,12 +56,22 @@ class Readers:
         async with self._lend() as consumer:
             return await _bounds(consumer, partitions)
 
+    def fail(self, problem: Unavailable) -> None:
+        """Whoever reads now hears the problem."""
+        for consumer in self._lent:
+            self._lent[consumer] = problem
+
     async def close(self) -> None:
-        """Stop what is idle; what is lent is stopped when it comes back."""
+        """Stop every consumer; whoever reads hears of it."""
         self._closed = True
-        for consumer in [*self._idle, *self._lent]:
-            await self._connecting.stop(consumer)
+        self.fail(Unavailable(f"Kafka at {self._connecting.settings.servers}", "the bus is closed"))
+        await asyncio.gather(*(self._connecting.stop(consumer) for consumer in [*self._idle, *self._lent]))
         self._idle.clear()
+
+    def _check(self, consumer: AIOKafkaConsumer) -> None:
+        problem = self._lent[consumer]
+        if problem is not None:
+            raise again(problem)
 
     @asynccontextmanager
     async def _lend(self) -> AsyncGenerator[AIOKafkaConsumer]:
@@ -70,7 +80,7 @@ class Readers:
             consumer = self._idle.pop() if self._idle else await self._connecting.consumer()
         except FAILURES as error:
             raise unavailable(error, self._connecting.settings, "reading") from error
-        self._lent.add(consumer)
+        self._lent[consumer] = None
         try:
             yield consumer
             healthy = True
@@ -78,11 +88,10 @@ class Readers:
             healthy = True  # whoever read has seen enough
             raise
         except FAILURES as error:
-            if self._closed:
-                raise Unavailable(f"Kafka at {self._connecting.settings.servers}", "the bus is closed") from None
+            self._check(consumer)
             raise unavailable(error, self._connecting.settings, "reading") from error
         finally:
-            self._lent.discard(consumer)
+            self._lent.pop(consumer, None)
             if healthy and not self._closed and len(self._idle) < MAX_IDLE:
                 consumer.pause(*consumer.assignment())
                 self._idle.append(consumer)
@@ -135,7 +144,7 @@ class Readers:
                     del heads[partition]
                     moved = time.monotonic()
             moved = time.monotonic() if found else moved
-            self._check()
+            self._check(consumer)
             if time.monotonic() - moved > self._connecting.settings.timeout_seconds:
                 raise TimeoutError("no records came")
 

@@ -157,8 +157,9 @@ class Topics:
                 problem = unavailable(error(said), self._settings, f"creating the topic {wire}")
                 self._refusals.note(f"topic {self.name(wire)}", problem)
                 raise problem
-            if code == 0:
-                log.info("created a topic", topic=wire)
+        made = [wire for wire, code, *_ in answer.topic_errors if code == 0]
+        if made:
+            log.info("created topics", topics=made)
 
     def _new(self, name: str, origin: Mapping[str, str]) -> NewTopic:
         wanted = wanted_of(name)

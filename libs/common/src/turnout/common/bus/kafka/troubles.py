@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import ssl
 import time
@@ -20,8 +19,7 @@ PAUSE_SECONDS = 1.5
 # The client library says one thing many times a second while a broker is away.
 REPEAT_SECONDS = 30.0
 
-Failure = errors.KafkaError | OSError | TimeoutError | asyncio.TimeoutError
-FAILURES = (errors.KafkaError, OSError, TimeoutError, asyncio.TimeoutError)
+FAILURES = (errors.KafkaError, OSError, TimeoutError)
 
 
 def unavailable(error: BaseException, settings: KafkaSettings, doing: str) -> Unavailable:
@@ -48,12 +46,25 @@ def unavailable(error: BaseException, settings: KafkaSettings, doing: str) -> Un
             why = "the partition moved to another member"
         case ssl.SSLError():
             why = f"TLS failed ({error.reason or error}); check TURNOUT_KAFKA_TLS, _CA_FILE, _CERT_FILE and _KEY_FILE"
-        case errors.KafkaConnectionError() | OSError() | TimeoutError() | asyncio.TimeoutError():
+        case (
+            errors.KafkaConnectionError()
+            | errors.NodeNotReadyError()
+            | errors.StaleMetadata()
+            | errors.RequestTimedOutError()
+            | errors.KafkaTimeoutError()
+            | OSError()
+            | TimeoutError()
+        ):
             said = str(error) or "no answer in time"
             why = f"nothing usable answers there ({said}); check TURNOUT_KAFKA_SERVERS, _TLS and _USERNAME"
         case _:
             why = f"{str(error) or type(error).__name__} while {doing}"
     return Unavailable(where, why)
+
+
+def again(error: Unavailable) -> Unavailable:
+    """The same error to raise once more: one that is raised often would drag every traceback along."""
+    return Unavailable(error.what, error.why)
 
 
 class Refusals:
@@ -69,7 +80,7 @@ class Refusals:
         """Raise the `Unavailable` of the last attempt if it is not long ago."""
         found = self._refused.get(what)
         if found is not None and time.monotonic() < found[0]:
-            raise found[1]
+            raise again(found[1])
 
     def note(self, what: str, error: Unavailable) -> None:
         """It was refused just now."""

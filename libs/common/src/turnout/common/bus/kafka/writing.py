@@ -97,6 +97,7 @@ class Writer:
         await asyncio.gather(*lanes, *self._ending, return_exceptions=True)
 
     async def _append(self, records: Sequence[Record]) -> None:
+        await self._connecting.ready()  # while Kafka is known to be away, nobody waits to hear it
         producer = await self._opened()
         placed: dict[tuple[str, int], deque[Record]] = {}
         try:
