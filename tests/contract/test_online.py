@@ -10,6 +10,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
+from redis_stand import PASSWORD, add_user
 
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.online.embedded import TRUST, EmbeddedOnlineStore
@@ -25,8 +27,10 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
     opened: list[OnlineStore] = []
     make: Open = lambda: EmbeddedOnlineStore(tmp_path / "deep" / "online.sqlite")  # noqa: E731
     if request.param == "redis":
-        # Characters that a pattern would take for its own.
-        settings = RedisSettings(url=request.getfixturevalue("stack").redis, prefix=f"t*[{uuid4().hex}]?:")
+        name = uuid4().hex
+        url, prefix = request.getfixturevalue("stack").redis, f"t*[{name}]?:"  # what a pattern would take for its own
+        add_user(url, name, prefix)
+        settings = RedisSettings(url=url, prefix=prefix, username=name, password=SecretStr(PASSWORD))
         make = lambda: RedisOnlineStore(settings)  # noqa: E731
 
     def again() -> OnlineStore:

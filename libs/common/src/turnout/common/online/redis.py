@@ -393,7 +393,8 @@ class RedisOnlineStore:
                 why = "it asks for a password; set TURNOUT_REDIS_USERNAME and TURNOUT_REDIS_PASSWORD"
             case exceptions.AuthenticationError():
                 why = f"it refuses user '{user}' or the password; mend TURNOUT_REDIS_USERNAME or TURNOUT_REDIS_PASSWORD"
-            case exceptions.NoPermissionError():
+            # A transaction is discarded for the same reason.
+            case exceptions.ResponseError() if isinstance(error, exceptions.NoPermissionError) or "NOPERM" in said:
                 why = f"its ACL does not let user '{user}' do this ({said}); see docs/reliability.md for the ACL"
             case exceptions.OutOfMemoryError():
                 why = "its memory is full; raise its maxmemory"
