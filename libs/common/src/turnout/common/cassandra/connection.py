@@ -26,6 +26,8 @@ Rows = list[dict[str, Any]]
 
 # Rows of one page. An event is about a kilobyte.
 PAGE = 1_000
+# Requests sent before others have their turn on the event loop; each takes it about 0.1 ms.
+_BREATH = 16
 # Seconds between two attempts to open: the driver cannot wait for a cluster that it never reached.
 _TRY_AGAIN = 1.0
 # Seconds between the driver's own attempts at a node that it lost: the first, the longest.
@@ -102,8 +104,10 @@ class Cassandra:
         statement = opened.statements[cql]
         sent: list[asyncio.Future[_Answer]] = []
         try:
-            for some in values:
-                sent.append(await self._sent(opened, statement.bind(some), cql, None))  # noqa: PERF401 (what was sent counts)
+            for number, some in enumerate(values):
+                if number % _BREATH == 0:
+                    await asyncio.sleep(0)
+                sent.append(await self._sent(opened, statement.bind(some), cql, None))
         finally:
             # Also when the store was closed meanwhile: an answer nobody took would be a complaint in the log.
             answers = await asyncio.gather(*sent, return_exceptions=True)
@@ -169,10 +173,9 @@ class Cassandra:
             session.use_client_timestamp = False
             session.default_fetch_size = PAGE
             self._make_tables(session)
-            session.set_keyspace(self._settings.keyspace)
             statements: dict[Cql, Any] = {}
             for cql in self._tables.statements:
-                statements[cql] = session.prepare(cql.text)
+                statements[cql] = session.prepare(cql.text, keyspace=self._settings.keyspace)
                 statements[cql].is_idempotent = cql.kind != "once"
         except BaseException as error:
             cluster.shutdown()
@@ -183,6 +186,8 @@ class Cassandra:
 
     def _make_tables(self, session: Any) -> None:
         """Make what is not there. A node that is asked twice at once makes a thing once."""
+        from cassandra.query import SimpleStatement  # noqa: PLC0415 (a process without Cassandra)
+
         settings, tables = self._settings, self._tables
         found = _format(session, settings.keyspace, tables.name)
         if found is not None and found > tables.format:
@@ -203,10 +208,10 @@ class Cassandra:
             f" WITH replication = {{'class': 'NetworkTopologyStrategy', {copies}}}",
             timeout=_SCHEMA_SECONDS,
         )
-        session.set_keyspace(settings.keyspace)
         for statement in (_FORMAT_TABLE, *tables.create):
-            session.execute(statement, timeout=_SCHEMA_SECONDS)
-        session.execute("INSERT INTO format (store, format) VALUES (%s, %s)", (tables.name, tables.format))
+            session.execute(SimpleStatement(statement, keyspace=settings.keyspace), timeout=_SCHEMA_SECONDS)
+        note = SimpleStatement("INSERT INTO format (store, format) VALUES (%s, %s)", keyspace=settings.keyspace)
+        session.execute(note, (tables.name, tables.format))
 
     # --- sending ------------------------------------------------------------------------------------------------
 
@@ -381,7 +386,7 @@ def _why(error: Exception) -> str | None:  # noqa: PLR0911 (one answer per kind)
         case cassandra.Unauthorized():
             return f"the role of TURNOUT_CASSANDRA_USER may not do this: {error}"
         case cassandra.InvalidRequest() if _tables_are_gone(error):
-            return "its keyspace or tables are gone; they are made anew when it is asked again"
+            return "its keyspace is gone; with TURNOUT_CASSANDRA_CREATE_SCHEMA it is made anew when next asked"
         case cassandra.AlreadyExists():
             return "its tables are being made by another process"
         case cassandra.ConfigurationException():

@@ -11,7 +11,9 @@ from typing import Any
 from cassandra.policies import RetryPolicy
 
 # Loggers of the driver that speak about nodes that are away, each several times per attempt.
-_TALKATIVE = ("cassandra", "cassandra.cluster", "cassandra.connection", "cassandra.pool", "cassandra.policies")
+_TALKATIVE = tuple(
+    "cassandra" + module for module in ("", ".cluster", ".connection", ".metadata", ".policies", ".pool", ".protocol")
+)
 
 
 class OnceElsewhere(RetryPolicy):
