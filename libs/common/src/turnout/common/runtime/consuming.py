@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import aclosing
 
 import structlog
@@ -49,10 +50,14 @@ class Consumer:
                         if self._stopping:
                             return
             except Unavailable as error:
-                self._handling.health.trouble(group, str(error))
+                # With nothing to take, that it polls again is all that tells that the bus is back.
+                self._handling.health.trouble(group, str(error), over=self._polls_after(time.monotonic()))
                 log.warning("the bus is not available", reaction=group, error=str(error))
                 failures += 1
                 await asyncio.sleep(pause(failures))
+
+    def _polls_after(self, moment: float) -> Callable[[], bool]:
+        return lambda: (self._bus.polled(self.group) or 0.0) > moment
 
     def stop(self) -> None:
         """Take nothing more; what is being handled may end."""

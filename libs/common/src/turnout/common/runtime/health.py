@@ -26,12 +26,12 @@ class Health:
     def __init__(self, service: Service, conditions: Sequence[tuple[str, Callable[[], bool]]] = ()) -> None:
         self._service = service
         self._conditions = conditions
-        self._troubles: dict[str, str] = {}
+        self._troubles: dict[str, tuple[str, Callable[[], bool] | None]] = {}
         self.started = False
 
-    def trouble(self, what: str, why: str) -> None:
-        """Something is not available to `what`."""
-        self._troubles[what] = why
+    def trouble(self, what: str, why: str, over: Callable[[], bool] | None = None) -> None:
+        """Something is not available to `what`, until `well` is said or `over` says so by itself."""
+        self._troubles[what] = (why, over)
 
     def well(self, what: str) -> None:
         """`what` goes on."""
@@ -41,7 +41,10 @@ class Health:
         """Sentences, one for each thing that is missing."""
         missing = [] if self.started else ["the service to start"]
         missing += [name for name, there in self._conditions if not there()]
-        missing += [f"{what}: {why}" for what, why in self._troubles.items()]
+        self._troubles = {
+            what: (why, over) for what, (why, over) in self._troubles.items() if over is None or not over()
+        }
+        missing += [f"{what}: {why}" for what, (why, _) in self._troubles.items()]
         return missing + list(self._service.waiting_for())
 
 
