@@ -1,6 +1,7 @@
 # Every target calls one thing. `make` alone lists them.
 PYTHON ?= python3
 VENV   := .venv
+BUS    ?= embedded
 BIN    := $(VENV)/bin
 MEMBERS := $(sort $(wildcard libs/*) $(wildcard services/*))
 READY  := $(VENV)/.installed
@@ -24,11 +25,11 @@ $(READY): requirements.lock $(ROOT_DEPENDENCIES)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(addprefix -e ,$(MEMBERS))
 	touch $@
 
-demo: $(READY) ## Carry a raw file to a live, watched answer
-	$(BIN)/python examples/breast_cancer/demo.py
+demo: $(READY) ## Carry a raw file to a live, watched answer (BUS=kafka: on real servers, a process for each service)
+	$(BIN)/python examples/breast_cancer/demo.py --bus $(BUS)
 
-up: $(READY) ## Run the seven services in one process and stay up
-	$(BIN)/python examples/breast_cancer/demo.py --stay
+up: $(READY) ## The same, and stay up
+	$(BIN)/python examples/breast_cancer/demo.py --bus $(BUS) --stay
 
 stack: $(READY) ## Start Kafka, Redis, Cassandra, MLflow, S3 and Prometheus on free ports
 	$(BIN)/turnout-devstack up

@@ -1,7 +1,8 @@
 """Carry three raw files to a live, watched answer, then break the model and watch the switch back.
 
-make demo        does it and exits
-make up          does it and stays up
+make demo            does it and exits
+make up              does it and stays up
+make demo BUS=kafka  does it with a process for each service, on real servers that it starts
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,9 +53,12 @@ from turnout.common.events import (
 from turnout.common.ids import content_id
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.settings import RuntimeSettings
+from turnout.devstack import stack
+from turnout.devstack.server import MissingError, StartError
 
 HERE = Path(__file__).parent
 SOURCE = "/demo"
+SERVICES = ("scoring", "ingestion", "preparation", "segregation", "training", "evaluation", "monitoring")
 # One turn of the wasteful loop takes about a microsecond: a second, twenty times the pipeline's limit.
 SLOW_TURNS = 1_000_000
 SLOW_WHERE = "mean radius"
@@ -103,31 +107,32 @@ class Seen:
         return event
 
 
-async def demo(home: Path, port: int, *, stay: bool) -> None:
+async def demo(home: Path, port: int, *, kafka: bool, stay: bool) -> None:
     """The whole way; raises `DemoError`."""
     began = time.monotonic()
     file = pipeline.read(HERE / "pipeline.yaml")
-    title("1", "Seven services, one process", f"data under {shown(home)}/, log in demo.log there")
+    what = "Seven services, a process each" if kafka else "Seven services, one process"
+    title("1", what, f"data under {shown(home)}/, log in demo.log there")
     files = make_data.write(HERE / "data")
-    async with running(home, port) as (url, environment):
+    async with running(home, port, kafka=kafka) as (at, environment):
         seen = Seen()
         watching = [asyncio.create_task(_watch(environment, kind, seen)) for kind in WATCHED]
         try:
             await _declare(environment, file, files)
             ready = await _follow(seen)
             _candidates(seen, ready)
-            async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+            async with httpx.AsyncClient(base_url=at["scoring"], timeout=10) as http:
                 await _until(f"version {ready.version} to be loaded", lambda: _loaded(http, ready))
                 patients = await asyncio.to_thread(_unseen_patients, environment, seen.of(DataSegregated)[-1], ready)
                 await _ask(http, file, patients)
                 await _break(environment, http, file, patients, seen, ready)
-                score = await _outcomes(http, file, patients)
+                score = await _outcomes(http, at["monitoring"], file, patients)
             await _account(environment, seen, score)
         finally:
             for task in watching:
                 task.cancel()
         console.print(f"\n[bold green]Done[/] in {time.monotonic() - began:.0f} s.")
-        _next(url, stay=stay)
+        _next(at, stay=stay)
         if stay:
             await asyncio.Event().wait()
 
@@ -136,30 +141,61 @@ async def demo(home: Path, port: int, *, stay: bool) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(home: Path, port: int) -> AsyncIterator[tuple[str, Environment]]:
-    """`turnout up` as its own process; ready when this yields, gone afterwards."""
+async def running(home: Path, port: int, *, kafka: bool) -> AsyncIterator[tuple[Mapping[str, str], Environment]]:
+    """Every service's URL, each ready when this yields and gone afterwards.
+
+    Embedded: `turnout up`, one process. On Kafka: the servers first, then `turnout run SERVICE` for each.
+    """
     fresh(home)
-    log = (home / "demo.log").open("wb")
-    command = [str(Path(sys.executable).with_name("turnout")), "up", "--home", str(home), "--port", str(port)]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "TURNOUT_SOURCE_ROOTS": json.dumps([str(HERE)])},
-    )
-    url = f"http://127.0.0.1:{port}"
-    environment = Environment(RuntimeSettings(home=home))
-    try:
+    command = [str(Path(sys.executable).with_name("turnout"))]
+    variables = {"TURNOUT_SOURCE_ROOTS": json.dumps([str(HERE)])}
+    async with contextlib.AsyncExitStack() as cleaning:
+        if kafka:
+            variables |= await cleaning.enter_async_context(_servers(home))
+            os.environ.update(variables)
+            at = {name: f"http://127.0.0.1:{port + index}" for index, name in enumerate(SERVICES)}
+            starts = [[*command, "run", name, "--port", str(port + i)] for i, name in enumerate(SERVICES)]
+        else:
+            at = dict.fromkeys(SERVICES, f"http://127.0.0.1:{port}")
+            starts = [[*command, "up", "--port", str(port)]]
+        log = cleaning.enter_context((home / "demo.log").open("ab"))
+        environment = Environment(RuntimeSettings(home=home))
+        cleaning.push_async_callback(environment.close)
+        processes = [
+            await asyncio.create_subprocess_exec(
+                *start, "--home", str(home), stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **variables}
+            )
+            for start in starts
+        ]
+        cleaning.push_async_callback(_end, processes)
         with console.status("starting …"):
-            await _until_ready(url, process)
-        console.print(f"   [green]ready[/]  {url}")
-        yield url, environment
+            for url in dict.fromkeys(at.values()):
+                await _until_ready(url, processes)
+                console.print(f"   [green]ready[/]  {url}" + (f"  {_who(at, url)}" if kafka else ""))
+        yield at, environment
+
+
+@contextlib.asynccontextmanager
+async def _servers(home: Path) -> AsyncIterator[Mapping[str, str]]:
+    """Kafka, Redis, Cassandra, MLflow and S3; the variables that point at them."""
+    names = ("kafka", "redis", "cassandra", "mlflow", "s3")
+    started = await asyncio.to_thread(stack.up, home / "stack", names, told=lambda line: console.print(f"   {line}"))
+    try:
+        yield started.environment()
     finally:
-        await environment.close()
+        await asyncio.to_thread(started.down)
+
+
+async def _end(processes: list[asyncio.subprocess.Process]) -> None:
+    for process in processes:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-            await process.wait()
-        log.close()
+    for process in processes:
+        await process.wait()
+
+
+def _who(at: Mapping[str, str], url: str) -> str:
+    return next(name for name, found in at.items() if found == url)
 
 
 def fresh(home: Path) -> None:
@@ -173,12 +209,12 @@ def fresh(home: Path) -> None:
     marker.touch()
 
 
-async def _until_ready(url: str, process: asyncio.subprocess.Process) -> None:
+async def _until_ready(url: str, processes: list[asyncio.subprocess.Process]) -> None:
     waiting = "it does not answer"
     async with httpx.AsyncClient() as http:
         for _ in range(600):
-            if process.returncode is not None:
-                raise DemoError(f"the services ended with exit code {process.returncode}; see demo.log")
+            if ended := [process for process in processes if process.returncode is not None]:
+                raise DemoError(f"a process ended with exit code {ended[0].returncode}; see demo.log")
             with contextlib.suppress(httpx.TransportError):
                 reply = await http.get(f"{url}/readyz")
                 if reply.status_code == httpx.codes.OK:
@@ -425,7 +461,9 @@ def _say(number: int, milliseconds: float, answer: dict[str, Any]) -> None:
 # --- 6: outcomes --------------------------------------------------------------------------------------------------
 
 
-async def _outcomes(http: httpx.AsyncClient, file: pipeline.PipelineFile, patients: list[Patient]) -> str:
+async def _outcomes(
+    http: httpx.AsyncClient, monitoring: str, file: pipeline.PipelineFile, patients: list[Patient]
+) -> str:
     title("6", "What really happened", "outcomes join scores by id")
     body = {"rows": [p.values for p in patients]}
     answers = await _by_champion(http, f"/pipelines/{file.pipeline}/score", body)
@@ -438,7 +476,7 @@ async def _outcomes(http: httpx.AsyncClient, file: pipeline.PipelineFile, patien
             for a, p in zip(answers, patients, strict=True)
         ],
     )
-    path = f"/services/monitoring/pipelines/{file.pipeline}"
+    path = f"{monitoring}/services/monitoring/pipelines/{file.pipeline}"
     report: dict[str, Any] = {}
 
     async def joined() -> bool:
@@ -506,14 +544,14 @@ def _add_up(seen: Seen) -> None:
         console.print(f"   {total} rows {name} = " + " + ".join(f"{rows} {term}" for term, rows in terms.items()))
 
 
-def _next(url: str, *, stay: bool) -> None:
+def _next(at: Mapping[str, str], *, stay: bool) -> None:
     console.print("What to try next:")
     if not stay:
         console.print("   make up                                   the same, and it stays up")
     console.print("   .venv/bin/turnout init my.csv --label y   a pipeline file for your own data")
     console.print("   .venv/bin/turnout apply my.yaml           … and its first version")
     console.print("   .venv/bin/turnout events --follow         every event as it passes")
-    console.print(f"   {url}/docs   {url}/services/monitoring/")
+    console.print(f"   {at['scoring']}/docs   {at['monitoring']}/services/monitoring/")
 
 
 async def _post(http: httpx.AsyncClient, path: str, body: object) -> dict[str, Any]:
@@ -586,10 +624,11 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=Path(".turnout"))
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--stay", action="store_true")
+    parser.add_argument("--bus", choices=("embedded", "kafka"), default="embedded")
     given = parser.parse_args()
     try:
-        asyncio.run(demo(given.home, given.port, stay=given.stay))
-    except DemoError as failure:
+        asyncio.run(demo(given.home, given.port, kafka=given.bus == "kafka", stay=given.stay))
+    except (DemoError, MissingError, StartError) as failure:
         console.print(f"[bold red]The demo stopped:[/] {failure}")
         return 1
     except KeyboardInterrupt:
