@@ -19,7 +19,12 @@ def mlflow(folder: Path, port: int) -> Server:
         "--backend-store-uri", f"sqlite:///{folder / 'mlflow.sqlite'}",
         "--artifacts-destination", str(folder / "artefacts"),
     ]  # fmt: skip
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    # Its job runners are six processes that nothing here asks for anything.
+    quiet = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     return Server("mlflow", folder, port, command, lambda: replies(f"http://127.0.0.1:{port}/health"), quiet)
 
 
