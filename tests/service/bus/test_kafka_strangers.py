@@ -124,7 +124,7 @@ async def test_another_library_reads_our_events_headers(place: tuple[Environment
     assert headers["ce_specversion"] == b"1.0"
     assert headers["ce_type"] == b"turnout.RawDataExtracted.v1"
     assert headers["ce_causationid"] == event.id.encode()
-    assert headers["traceparent"] == TRACE.encode()
+    assert headers["traceparent"][:36] == TRACE.encode()[:36], "the trace is the caller's, the step is ours"
     assert headers["content-type"] == b"application/json"
 
 

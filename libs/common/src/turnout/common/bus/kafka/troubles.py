@@ -41,7 +41,10 @@ def unavailable(error: BaseException, settings: KafkaSettings, doing: str) -> Un
         case errors.GroupAuthorizationFailedError():
             why = f"{user} has no right on the group while {doing}; grant READ with kafka-acls.sh --add --group"
         case errors.ClusterAuthorizationFailedError():
-            why = f"{user} has no right on the cluster while {doing}; grant it with kafka-acls.sh --add --cluster"
+            why = (
+                f"{user} has no right on the cluster while {doing}; grant WRITE on the topics with kafka-acls.sh --add"
+                " --topic, or what is missing with --cluster"
+            )
         case errors.CommitFailedError() | errors.IllegalStateError():
             why = "the partition moved to another member"
         case ssl.SSLError():

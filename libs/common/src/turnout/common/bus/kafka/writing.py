@@ -24,6 +24,7 @@ from turnout.common.errors import Invalid, Unavailable
 # Records that may wait for their batch; beyond it the producer's memory would grow without end.
 MAX_WAITING = 50_000
 _hash = lru_cache(maxsize=65_536)(murmur2)
+_PRODUCER = "write"
 _anywhere = DefaultPartitioner()
 
 
@@ -71,6 +72,7 @@ class Writer:
 
     async def append(self, records: Sequence[Record]) -> None:
         """Write the records; all replicas in sync have them when it returns."""
+        self._refusals.check(_PRODUCER)
         for name in {record.topic for record in records}:
             self._refusals.check(f"write {name}")
         if self._count + len(records) > MAX_WAITING and self._count:
@@ -180,7 +182,9 @@ class Writer:
             if opening.done() and self._producer is opening:
                 self._producer = None
             if isinstance(error, FAILURES):
-                raise unavailable(error, self._connecting.settings, "writing") from error
+                said = unavailable(error, self._connecting.settings, "writing")
+                self._refusals.note(_PRODUCER, said)
+                raise said from error
             raise
 
     def _discard(self, producer: AIOKafkaProducer) -> None:
