@@ -6,10 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy
 from builders import source_available
 from buses import kafka_settings, on_kafka
 from confluent_kafka import Consumer, Message, Producer
@@ -179,3 +182,57 @@ async def test_poison_is_a_dead_letter_byte_for_byte_and_the_stream_goes_on(
     why = dict(letter.record.headers)
     assert (why["dead_topic"], why["dead_offset"]) == (b"SourceDataAvailable", b"0")
     assert why["dead_error_type"] == b"Invalid"
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+async def test_a_header_that_is_no_text_stops_nobody(
+    place: tuple[Environment, str, Producer], stack: Stack, compression: str | None
+) -> None:
+    """A broker takes any bytes as a header's name; the client library's own parser would stop here for ever."""
+    environment, prefix, producer = place
+    topic = f"{prefix}SourceDataAvailable"
+    values = [b'{"pipeline": "p", "uri": "before"}', b'{"pipeline": "p"}', b'{"pipeline": "p", "uri": "after"}']
+    await _with_names(stack.kafka, topic, values, b"n\xff\xfe", compression)
+    reading = Reading()
+    async with running(environment, reading.service()):
+        await reading.saw("before")
+        await reading.saw("after")
+        await sent(producer, topic, b'{"pipeline": "p", "uri": "later"}', key=b"p", partition=0)
+        await reading.saw("later")
+        async with asyncio.timeout(SECONDS):
+            while not (letters := await dead_letters(environment.bus, SourceDataAvailable)):
+                await asyncio.sleep(0.05)
+    [letter] = letters
+    assert (letter.record.key, letter.record.value) == (b"p", values[1])
+    assert letter.record.headers[0] == ("n\ufffd\ufffd", b"\x00\xff")
+    assert [event.uri for event in reading.seen] == ["before", "after", "later"], "each once, in order"
+
+
+async def _with_names(servers: str, topic: str, values: Sequence[bytes], name: bytes, compression: str | None) -> None:
+    """One batch to partition 0, each record with a header of that name: what no client library sends."""
+    codec = {None: DefaultRecordBatch.CODEC_NONE, "gzip": DefaultRecordBatch.CODEC_GZIP}[compression]
+    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all")
+    await producer.start()
+    try:
+        batch = BatchBuilder(2**20, codec)
+        # The library's own writer, in Python, lets a name pass that is bytes already.
+        batch._builder = _DefaultRecordBatchBuilderPy(2, codec, 0, -1, -1, 0, 2**20)  # pyright: ignore[reportAttributeAccessIssue]
+        header = (_Name(name), b"\x00\xff")
+        for value in values:
+            assert batch.append(timestamp=None, key=b"p", value=value, headers=[header]) is not None
+        batch.close()
+        await (await producer.send_batch(batch, topic, partition=0))
+    finally:
+        await producer.stop()
+
+
+class _Name(str):
+    """A header's name that is any bytes on the wire."""
+
+    def __new__(cls, raw: bytes) -> Self:
+        made = super().__new__(cls, raw.decode(errors="replace"))
+        made.raw = raw
+        return made
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return self.raw

@@ -17,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 
 from turnout.common.bus.kafka.settings import KafkaSettings
+from turnout.common.bus.kafka.tolerating import tolerate
 from turnout.common.bus.kafka.troubles import FAILURES, PAUSE_SECONDS, again, quieten, unavailable
 from turnout.common.errors import Invalid, Unavailable
 
@@ -43,6 +44,7 @@ class Connecting:
         self._common: dict[str, Any] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         quieten()
+        tolerate()
 
     async def ready(self) -> None:
         """Return if Kafka answers, as far as is known. Raises `Unavailable`."""

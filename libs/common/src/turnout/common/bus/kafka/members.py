@@ -41,6 +41,8 @@ REVOKE_SECONDS = 2.0
 PROOF_SECONDS = SESSION_SECONDS / 3
 _NOTHING = TopicPartition("", 0)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Milliseconds: a foreign writer's clock may say anything, a datetime ends with the year 9999.
+_LAST = 253_402_300_799_000
 
 
 @dataclass
@@ -355,6 +357,6 @@ class KafkaDelivery:
 
 def as_received(name: str, record: Any) -> Received:
     """What aiokafka read, as the port has it."""
-    headers = tuple((key, value or b"") for key, value in record.headers)
-    moment = _EPOCH + timedelta(milliseconds=max(record.timestamp, 0))
+    headers = tuple((key, value or b"") for key, value in record.headers) if record.headers else ()
+    moment = _EPOCH + timedelta(milliseconds=min(max(record.timestamp, 0), _LAST))
     return Received(Record(name, record.key, record.value, headers), record.partition, record.offset, moment)

@@ -243,6 +243,9 @@ def _refuse(parts: Sequence[_Part], error: Exception) -> None:
 
 async def _all(waiting: Sequence[Awaitable[None]]) -> None:
     """Wait for each; then raise the first error."""
+    if len(waiting) == 1:
+        await waiting[0]
+        return
     for outcome in await asyncio.gather(*waiting, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
