@@ -10,7 +10,9 @@ class LakeSettings(BaseSettings):
     """Settings of a lake on object storage, from `TURNOUT_LAKE_…` variables."""
 
     # What does not parse may hold a key: it is not repeated in the error.
-    model_config = SettingsConfigDict(env_prefix="TURNOUT_LAKE_", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TURNOUT_LAKE_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     uri: str | None = Field(
         default=None,

@@ -13,7 +13,9 @@ class MlflowSettings(BaseSettings):
     """
 
     # What does not parse may hold a password: it is not repeated in the error.
-    model_config = SettingsConfigDict(env_prefix="TURNOUT_MLFLOW_", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TURNOUT_MLFLOW_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     uri: str | None = Field(
         default=None,
