@@ -349,8 +349,7 @@ def open_cluster(settings: CassandraSettings) -> Any:
 
 def _tls(settings: CassandraSettings) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=settings.tls_ca_file)
-    # Certificates of nodes name the cluster rather than the address the driver learnt.
-    context.check_hostname = False
+    context.check_hostname = settings.tls_check_hostname
     if settings.tls_certificate_file is not None:
         context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
     return context

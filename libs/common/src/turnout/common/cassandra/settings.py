@@ -30,6 +30,9 @@ class CassandraSettings(BaseSettings):
     tls_ca_file: Path | None = Field(
         default=None, description="PEM file of who may sign the nodes' certificates; unset: the system's."
     )
+    tls_check_hostname: bool = Field(
+        default=True, description="Whether a node's certificate must name the address it is reached by."
+    )
     tls_certificate_file: Path | None = Field(
         default=None, description="PEM file of our own certificate, if asked for."
     )
