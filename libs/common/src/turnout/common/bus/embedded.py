@@ -42,6 +42,10 @@ class EmbeddedBus:
         if events:
             await self._disk.append([as_record(event) for event in events])
 
+    async def ensure_topics(self) -> None:
+        """Make the topic of every event; those that are there stay as they are."""
+        await self._disk.write(lambda log: [log.make_topic(name) for name in REGISTRY])
+
     async def consume(self, *topics: Topic, group: str) -> AsyncGenerator[Delivery]:
         """Deliveries for one member of `group`: at most 500 records of one partition each."""
         member = Member(f"{group}/{uuid4()}", group, tuple(map(name_of, topics)), self._disk)

@@ -76,6 +76,13 @@ class Bus(Protocol):
         """Append the events; durable when it returns."""
         ...
 
+    async def ensure_topics(self) -> None:
+        """Make the topic of every event, or check that it is as the event's class says.
+
+        Raises `Unavailable` naming what differs and what mends it.
+        """
+        ...
+
     def consume(self, *topics: Topic, group: str) -> AsyncGenerator[Delivery]:
         """Deliveries for a member of `group`, for ever. Take the next one after `done` of the one before, or
         keep several open: offsets of a partition move in order. `aclose` leaves the group."""

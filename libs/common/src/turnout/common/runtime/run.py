@@ -107,6 +107,9 @@ def start(environment: Environment, services: Sequence[Service], *, patience: fl
         for health in running.health.values():
             _background(running, name, follow, health)
             break
+    for health in running.health.values():
+        _background(running, "topics", environment.bus.ensure_topics, health)
+        break
     _background(running, "build", lambda: asyncio.to_thread(telemetry.describe_build), None)
     _background(running, "maintenance", lambda: _maintain(environment), None)
     return running
