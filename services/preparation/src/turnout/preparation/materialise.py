@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from turnout.common.errors import Invalid
 from turnout.common.events import Column, DataSetRef, Warn
+from turnout.common.ids import content_id
 from turnout.common.lake.port import Lake, Manifest
 from turnout.common.pipeline import Join, PipelineFile
 from turnout.common.values import Kind
@@ -18,6 +19,7 @@ from turnout.preparation.domain import feature_set
 from turnout.preparation.domain.asof import History
 from turnout.preparation.domain.columns import ROW, TYPES, floats, kind_of, numbers, texts
 from turnout.preparation.domain.feature_set import Other, Recipe
+from turnout.preparation.domain.newest import Placed, newest
 from turnout.preparation.domain.rowwise import names_of
 from turnout.preparation.domain.summary import Summary, summarise
 
@@ -101,6 +103,75 @@ def make_part(lake: Lake, raw: DataSetRef, recipe: Recipe, at: datetime) -> Part
                 summary = feature_set.summarised(rows, recipe, summary)
         manifest = writer.commit(lineage={"batch": raw.id, "rows_unlabelled": unlabelled}, at=at)
     return Part(ref, manifest.rows, unlabelled, summary)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raw batch that feeds a pipeline's entities: which of its columns, and who and when a row is about.
+
+    `name` tells it from the others, also of the same batch.
+    """
+
+    name: str
+    ref: DataSetRef
+    created: datetime
+    columns: Mapping[str, Kind]
+    entity: str
+    event_time: str | None
+
+
+def sources(lake: Lake, file: PipelineFile, joined: Mapping[str, PipelineFile]) -> list[Source]:
+    """What the online store can be filled from: the newest feature set's batches, and those of joined pipelines."""
+    found = _sources(lake, file, _batches_of_newest_set(lake, file.pipeline), _known_kinds(lake, file))
+    for step in file.preparation or ():
+        if isinstance(step.options, Join) and (other := joined.get(step.options.pipeline)) is not None:
+            there = _known_kinds(lake, other)
+            wanted: dict[str, Kind] = {name: there[name] for name in step.options.columns if name in there}
+            refs, _ = _newest_readings(lake.manifests("raw", other.pipeline))
+            found += _sources(lake, other, refs, wanted)
+    return found
+
+
+def newest_values(lake: Lake, source: Source, without: Collection[str]) -> Iterator[Sequence[Placed]]:
+    """Entities' newest values in a batch, a piece of it at a time: one entity may come in several pieces."""
+    there = set(lake.schema(source.ref).names)
+    if source.entity not in there:
+        return
+    read = {*source.columns, source.entity, source.event_time} & there
+    for batch in lake.scan(source.ref, columns=sorted(name for name in read if name is not None)):
+        if source.event_time is None:
+            # When it was measured nobody knows: older than any observation, in the order of the batches.
+            unknown = pa.scalar(int(source.created.timestamp()), TYPES["timestamp"])
+            times = pa.repeat(unknown, batch.num_rows)
+        else:
+            times = _or_missing(batch, source.event_time, "timestamp")
+        columns = {name: _or_missing(batch, name, kind) for name, kind in source.columns.items()}
+        yield list(newest(texts(batch.column(source.entity)), times, columns, without))
+
+
+def _sources(lake: Lake, file: PipelineFile, refs: Iterable[DataSetRef], kinds: Mapping[str, Kind]) -> list[Source]:
+    of = file.source
+    if of.entity is None:
+        return []
+    # As in an observation, neither label nor entity is kept.
+    columns: dict[str, Kind] = {name: kind for name, kind in kinds.items() if name not in {of.label, of.entity}}
+    manifests = [manifest for ref in refs if (manifest := lake.manifest(ref)) is not None]
+    shape = content_id("source", sorted(columns.items()), of.entity, of.event_time)
+    return [
+        Source(f"{m.ref.pipeline}/{m.ref.id}/{shape}", m.ref, m.created, columns, of.entity, of.event_time)
+        for m in manifests
+    ]
+
+
+def _known_kinds(lake: Lake, file: PipelineFile) -> dict[str, Kind]:
+    declared: dict[str, Kind] = dict(file.columns or {})
+    return {**raw_kinds(lake, file.pipeline), **declared}
+
+
+def _batches_of_newest_set(lake: Lake, pipeline: str) -> list[DataSetRef]:
+    sets = [manifest for manifest in lake.manifests("features", pipeline) if manifest.event is not None]
+    ids = cast("list[str]", sets[-1].lineage["batches"]) if sets else []
+    return [DataSetRef(kind="raw", pipeline=pipeline, id=ident) for ident in ids]
 
 
 def _read_part(lake: Lake, manifest: Manifest, recipe: Recipe) -> Part:

@@ -163,6 +163,16 @@ class UpdateOnline:
     async def __call__(self, events: Sequence[Event]) -> Sequence[Event]:
         """Nothing comes out. Raises `Invalid` for a value that is not of its column's kind; then nothing is kept."""
         observations = [event for event in events if isinstance(event, ObservationReceived)]
+        puts = await self.places(observations)
+        await asyncio.gather(*(self.online.put(name, o.entity, some, o.event_time) for name, o, some in puts))
+        crash_point("preparation-online-written")
+        await self.history.add_features(observations)
+        return []
+
+    async def places(
+        self, observations: Sequence[ObservationReceived]
+    ) -> Sequence[tuple[str, ObservationReceived, Values]]:
+        """Which values of an observation belong into which pipeline. Raises `Invalid` as the call does."""
         # Their own first: an unknown name makes the view read the topic again.
         names = [*dict.fromkeys(event.pipeline for event in observations)]
         files = {name: await self.pipelines.file(name) for name in names}
@@ -172,13 +182,10 @@ class UpdateOnline:
             own = files[observation.pipeline]
             kept = stored_values(observation.values, await self._kinds(own), own)
             puts.append((observation.pipeline, observation, kept))
-            for name, wanted in _joining(files, observation.pipeline):
+            for name, wanted in joining(files, observation.pipeline):
                 joined = {column: value for column, value in kept.items() if column in wanted}
                 puts.append((name, observation, joined))
-        await asyncio.gather(*(self.online.put(name, o.entity, some, o.event_time) for name, o, some in puts if some))
-        crash_point("preparation-online-written")
-        await self.history.add_features(observations)
-        return []
+        return [put for put in puts if put[2]]
 
     async def _kinds(self, file: PipelineFile) -> Mapping[str, Kind]:
         """Kinds of the raw columns, as declared, else as the lake has them; nothing while no row has come."""
@@ -209,15 +216,15 @@ class Forget:
                 case PipelineRemoved():
                     await self.online.remove(event.pipeline)
                 case EntityForgotten():
-                    for name in (event.pipeline, *await self._joining(event.pipeline)):
+                    for name in (event.pipeline, *await self._joined_by(event.pipeline)):
                         await self.online.forget(name, event.entity)
                 case _:
                     pass
         return []
 
-    async def _joining(self, source: str) -> list[str]:
+    async def _joined_by(self, source: str) -> list[str]:
         files = {name: await self.pipelines.file(name) for name in self.pipelines.names()}
-        return [name for name, _ in _joining(files, source)]
+        return [name for name, _ in joining(files, source)]
 
 
 def stored_values(found: Values, kinds: Mapping[str, Kind], file: PipelineFile) -> Values:
@@ -239,7 +246,7 @@ def stored_values(found: Values, kinds: Mapping[str, Kind], file: PipelineFile) 
     return kept
 
 
-def _joining(files: Mapping[str, PipelineFile], source: str) -> list[tuple[str, frozenset[str]]]:
+def joining(files: Mapping[str, PipelineFile], source: str) -> list[tuple[str, frozenset[str]]]:
     """Pipelines that join columns of `source`, and which."""
     joins = [
         (name, step.options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from turnout.common.events import (
     EntityForgotten,
+    FeaturesGenerated,
     ObservationReceived,
     PipelineDeclared,
     PipelineRemoved,
@@ -12,18 +13,22 @@ from turnout.common.events import (
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
 from turnout.preparation.reactions import Forget, GenerateFeatures, UpdateOnline
+from turnout.preparation.refill import Refill
 
 
 def build(env: Environment) -> Service:
     """Preparation on the ports of `env`."""
     generate = GenerateFeatures(env.lake, env.pipelines, env.executor, env.now)
     update = UpdateOnline(env.lake, env.online, env.history, env.pipelines)
+    refill = Refill(env.lake, env.online, env.bus, env.pipelines, update)
     return Service(
         name="preparation",
         reactions=(
             Reaction("features", (RawDataExtracted,), generate, long=True),
+            Reaction("refill", (FeaturesGenerated,), refill, long=True),
             Reaction("online", (ObservationReceived,), update),
             Reaction("forget", (PipelineRemoved, EntityForgotten), Forget(env.online, env.pipelines)),
         ),
+        background=(refill.watch,),
         follows=(PipelineDeclared, PipelineRemoved),
     )
