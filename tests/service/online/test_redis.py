@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -50,6 +51,16 @@ async def opened(address: str, **settings: Any) -> AsyncIterator[RedisOnlineStor
     await store.close()
 
 
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=redis",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(key)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
 async def everything(store: RedisOnlineStore) -> None:
     await store.put("heart", "p1", {"x": "canary-value"}, T0)
     await store.forget("heart", "p1")
@@ -77,6 +88,25 @@ async def test_without_a_password_nobody_is_let_in_and_the_message_says_what_to_
             await store.put("heart", "p1", {"x": 1.0}, T0)
     async with opened(url(server), username="turnout", password=SecretStr(PASSWORD)) as store:
         assert await store.put("heart", "p1", {"x": 1.0}, T0)
+
+
+async def test_tls_with_a_certificate_of_ones_own(tmp_path: Path) -> None:
+    port = free_port()
+    certificate, key = self_signed(tmp_path)
+    tls = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-cert-file", str(certificate),
+           "--tls-key-file", str(key), "--tls-ca-cert-file", str(certificate)]  # fmt: skip
+    server = redis(tmp_path / "redis", free_port(), more=tls)
+    server.start()
+    server.wait()
+    try:
+        async with opened(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}") as store:
+            assert await store.put("heart", "p1", {"x": 1.0}, T0)
+            assert "p1" in await store.get_many("heart", ["p1"])
+        async with opened(f"rediss://127.0.0.1:{port}/0") as store:  # nobody vouches for it
+            with pytest.raises(Unavailable, match="certificate"):
+                await store.put("heart", "p1", {"x": 1.0}, T0)
+    finally:
+        server.kill()
 
 
 @pytest.mark.parametrize(
