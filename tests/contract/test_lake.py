@@ -445,6 +445,37 @@ def test_killed_writer_leaves_all_or_nothing_and_is_swept(
     assert set(stored()) == expected
 
 
+CHANGER = """
+import pickle, sys
+import pyarrow.compute as pc
+lake, ref, change = pickle.loads(sys.stdin.buffer.read())
+lake.remove(ref.pipeline) if change == "remove" else lake.erase(ref, pc.field("_row") < 3)
+"""
+
+
+@pytest.mark.parametrize(("change", "point"), [("erase", "lake-erased"), ("remove", "lake-removing")])
+def test_killed_change_is_whole_when_it_is_done_again(
+    lake: Lake, stored: Callable[[], dict[str, bytes]], change: str, point: str
+) -> None:
+    write(lake, table(0, 5))
+    environment = {**os.environ, "TURNOUT_CRASH_POINT": point}
+    task = pickle.dumps((lake, ref(), change))
+    dead = subprocess.run([sys.executable, "-c", CHANGER], input=task, env=environment, check=False)
+    assert dead.returncode == -signal.SIGKILL
+
+    if change == "erase":
+        assert lake.read(ref()) == table(0, 5)
+        assert lake.erase(ref(), pc.field("_row") < 3) == 3
+        assert lake.read(ref()) == table(3, 2)
+    else:
+        assert lake.manifest(ref()) is None
+        lake.remove("p")
+    lake.sweep(datetime.now(UTC) + timedelta(days=1))
+    manifest = lake.manifest(ref())
+    named = [f"raw/p/x/{f.path}" for f in manifest.files] if manifest else []
+    assert set(stored()) - {".lock"} == {*named, *(["raw/p/x/manifest.json"] if manifest else [])}
+
+
 @pytest.mark.stack
 def test_upload_that_a_dead_writer_began_is_given_up(stack: Stack, tmp_path: Path) -> None:
     settings = bucket_at(stack.s3)

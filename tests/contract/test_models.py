@@ -259,21 +259,40 @@ def test_a_server_that_asks_who_is_there(stack: Stack, expected: str, right: dic
         registry.remove("registry-asked")
 
 
-@pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize("version", ["3.10.1", "2.22.0"])
-def test_a_server_with_known_holes_is_refused(version: str) -> None:
-    class Old(BaseHTTPRequestHandler):
+def answering(status: int, content: bytes) -> type[BaseHTTPRequestHandler]:
+    """Something that gives every request one answer."""
+
+    class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(version.encode() if self.path == "/version" else b"{}")
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *args: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
             pass
 
-    with guard(Old) as uri:
-        said = refusal(MlflowSettings(uri=uri, answer_seconds=60))
-    assert f"is MLflow {version.rpartition('.')[0]}, which has known holes; update it to 3.11" in said
+    return Answers
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize(
+    ("status", "content", "said"),
+    [
+        (200, b"3.10.1", "is MLflow 3.10, which has known holes; update it to 3.11"),
+        (200, b"2.22.0", "is MLflow 2.22, which has known holes; update it to 3.11"),
+        (200, b"<p>hello", "what answers there is no MLflow server; is TURNOUT_MLFLOW_URI right?"),
+        (404, b"<p>nothing", "what answers there is no MLflow server; is TURNOUT_MLFLOW_URI right?"),
+        (403, b"Invalid Host header - possible DNS rebinding attack detected", "--allowed-hosts 127.0.0.1:"),
+        (403, b"no", "the user may not do this; see TURNOUT_MLFLOW_USERNAME"),
+        (503, b"later", "no answer"),
+    ],
+)
+def test_what_is_no_usable_server_is_told_from_one_that_is_away(status: int, content: bytes, said: str) -> None:
+    with guard(answering(status, content)) as uri:
+        assert said in refusal(MlflowSettings(uri=uri, answer_seconds=60))
 
 
 @pytest.mark.stack

@@ -7,6 +7,9 @@ The order of a commit (the manifest is the outbox):
 3. the manifest, with counts, hashes, lineage and the event it leads to, flushed to disk,
 4. renamed: from here on the data set exists.
 
+On object storage there is no rename: files are uploaded under names that no manifest knows, and the manifest's PUT, on
+the condition that there is none, is the commit.
+
 A reaction that is run again finds the manifest, writes nothing and returns `manifest.event`.
 
 The methods block: call them from a worker process or a thread, never on the event loop. An adapter can be

@@ -102,7 +102,10 @@ class S3Lake(ParquetLake):
         return found.content
 
     def erase(self, ref: DataSetRef, where: pc.Expression) -> int:
-        """See `Lake.erase`. Of two at once, the one that finds another manifest than it read begins again."""
+        """See `Lake.erase`. Of two at once, the one that finds another manifest than it read begins again.
+
+        A bucket that keeps old versions keeps what was erased, for as long as it keeps them.
+        """
         gone = sum(self.erase(part, where) for part in self._existing(ref).parts)
         place = names.place(ref)
         while True:

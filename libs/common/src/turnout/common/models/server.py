@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -117,9 +117,7 @@ class Server:
 
     def _in_words(self, error: Exception) -> Unavailable:
         text = str(error)
-        status = 0
-        with suppress(Exception):
-            status = int(getattr(error, "get_http_status_code", int)())
+        status = int(getattr(error, "get_http_status_code", int)())
         if "Invalid Host header" in text:
             host = urlsplit(self._uri).netloc
             return Unavailable(self._what, f"it does not know its name; start it with `--allowed-hosts {host}`")
@@ -127,6 +125,8 @@ class Server:
             return Unavailable(self._what, f"it refuses us; see {_SETTINGS}")
         if status == 403:
             return Unavailable(self._what, f"the user may not do this; see {_SETTINGS}, and the user's permissions")
+        if status == 404 or "not in a valid JSON format" in text:
+            return Unavailable(self._what, "what answers there is no MLflow server; is TURNOUT_MLFLOW_URI right?")
         if "failed with exception" in text or "failed with timeout" in text:
             return Unavailable(self._what, "no answer; is TURNOUT_MLFLOW_URI right?")
         return Unavailable(self._what, text.partition("\n")[0][:300])
