@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import time
@@ -38,6 +39,7 @@ _SCHEMA_SECONDS = 60.0
 _PROTOCOL = 5
 
 
+_TABLE = re.compile(r"\b(FROM|INTO|UPDATE) (\w+)")
 _FORMAT_TABLE = "CREATE TABLE IF NOT EXISTS format (store text PRIMARY KEY, format int)"
 
 
@@ -175,7 +177,7 @@ class Cassandra:
             self._make_tables(session)
             statements: dict[Cql, Any] = {}
             for cql in self._tables.statements:
-                statements[cql] = session.prepare(cql.text, keyspace=self._settings.keyspace)
+                statements[cql] = session.prepare(_qualified(cql.text, self._settings.keyspace))
                 statements[cql].is_idempotent = cql.kind != "once"
         except BaseException as error:
             cluster.shutdown()
@@ -353,6 +355,11 @@ def _tls(settings: CassandraSettings) -> ssl.SSLContext:
     if settings.tls_certificate_file is not None:
         context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
     return context
+
+
+def _qualified(text: str, keyspace: str) -> str:
+    """The statement with its table's full name; nodes warn of statements prepared without it."""
+    return _TABLE.sub(rf"\1 {keyspace}.\2", text, count=1)
 
 
 def _format(session: Any, keyspace: str, store: str) -> int | None:
