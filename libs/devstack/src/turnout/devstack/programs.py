@@ -19,6 +19,8 @@ _PACKAGES = {
     "prometheus": "prometheus",
 }
 
+TRIES = 3
+
 KAFKA = (
     "org.apache.kafka:kafka_2.13:4.1.0",
     "org.apache.kafka:kafka-tools:4.1.0",
@@ -70,10 +72,12 @@ def _download(artefacts: Sequence[str], folder: Path) -> None:
     dependencies = "".join(_DEPENDENCY.format(*artefact.split(":")) for artefact in artefacts)
     (aside / "pom.xml").write_text(_POM.format(dependencies=dependencies))
     copy = [program("mvn"), "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={aside}"]
-    done = subprocess.run(copy, cwd=aside, check=False, capture_output=True, text=True)  # noqa: S603
-    if done.returncode != 0:
-        raise MissingError(f"Maven could not fetch {', '.join(artefacts)}:\n{done.stdout[-2000:]}{done.stderr[-500:]}")
-    aside.rename(folder)
+    for _ in range(TRIES):  # Maven goes on where it was cut off
+        done = subprocess.run(copy, cwd=aside, check=False, capture_output=True, text=True)  # noqa: S603
+        if done.returncode == 0:
+            aside.rename(folder)
+            return
+    raise MissingError(f"Maven could not fetch {', '.join(artefacts)}:\n{done.stdout[-2000:]}{done.stderr[-500:]}")
 
 
 def properties(path: Path, values: Mapping[str, object]) -> Path:
