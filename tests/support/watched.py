@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 from turnout.common.events import (
     Attempt,
     Column,
     ColumnProfile,
+    Event,
     Histogram,
     ModelFile,
     ModelReady,
     ObservationReceived,
+    OutcomeJoined,
     OutcomeObserved,
     Prior,
     ScoreProduced,
+    ScoresSummarised,
     Target,
 )
+from turnout.common.history.port import Joined
+from turnout.common.summary import Gathering, shape_of
+from turnout.monitoring.domain import tally
+from turnout.monitoring.domain.standing import Standing
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -95,6 +105,60 @@ def observation(
         entity=entity,
         event_time=at(seconds),
         values=values,
+    )
+
+
+class Router:
+    """What a scoring process tells of its scores: numbered summaries."""
+
+    def __init__(self, outbox: str | None = None) -> None:
+        self.outbox = outbox or str(uuid4())
+        self._numbers: Counter[tuple[str, str]] = Counter()
+
+    def tell(self, *scores: ScoreProduced) -> list[ScoresSummarised]:
+        """One summary for each version that is in the scores."""
+        gathering = Gathering()
+        shape = shape_of([Column(name="age", kind="number")], [AGES])
+        for one in scores:
+            gathering.add(one, shape)
+        events: list[ScoresSummarised] = []
+        for part in gathering.parts:
+            self._numbers[part.pipeline, part.version] += 1
+            events.append(part.event("/scoring", self.outbox, self._numbers[part.pipeline, part.version]))
+        return events
+
+
+class Counts:
+    """What a standing judges by, counted as the operator counts it."""
+
+    def __init__(self, standing: Standing) -> None:
+        self.standing = standing
+        self.state: tally.State = {}
+        self.router = Router("box-1")
+
+    def scored(self, scores: Sequence[ScoreProduced]) -> None:
+        self.take(*self.router.tell(*scores))
+
+    def observed(self, *pairs: Joined) -> None:
+        self.take(*[joined(pair.score, pair.outcome) for pair in pairs])
+
+    def take(self, *events: Event) -> None:
+        for event in events:
+            tally.fold(self.state, event, self.standing.limits)
+        self.standing.tallies = tally.tallies(self.state, self.standing.pipeline) or {}
+
+
+def joined(score: ScoreProduced, outcome: OutcomeObserved) -> OutcomeJoined:
+    return OutcomeJoined.caused_by(
+        outcome,
+        source="/monitoring",
+        at=outcome.time,
+        version=score.version,
+        score_id=score.score_id,
+        scored_at=score.time,
+        observed_at=outcome.observed_at,
+        predicted=score.value,
+        outcome=outcome.outcome,
     )
 
 

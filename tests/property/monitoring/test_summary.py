@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from watched import AGES, score
 
 from turnout.common.events import Attempt, Column, ScoreProduced
-from turnout.monitoring.domain.summary import Quantiles, Summary, merge, shape_of, summarise
+from turnout.common.summary import Quantiles, Summary, merge, shape_of, summarise
 
 SHAPE = shape_of([Column(name="age", kind="number")], [AGES])
 SHAPES = {"1": SHAPE, "2": SHAPE}

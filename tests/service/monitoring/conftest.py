@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 from environment import environment_in, running
+from watched import Router
 
+from turnout.common.events import Event, ScoreProduced
 from turnout.common.runtime.environment import Environment
 from turnout.monitoring.service import build
 
@@ -35,10 +37,17 @@ class System:
     def __init__(self, environment: Environment, client: httpx.AsyncClient) -> None:
         self.environment = environment
         self.client = client
+        self.router = Router()
 
     @property
     def bus(self):
         return self.environment.bus
+
+    async def scored(self, *events: Event, told_of: int = 25) -> None:
+        """Publish as scoring does: the scores (and whatever else), and summaries of so many scores each."""
+        scores = [event for event in events if isinstance(event, ScoreProduced)]
+        summaries = [s for at in range(0, len(scores), told_of) for s in self.router.tell(*scores[at : at + told_of])]
+        await self.bus.publish(*events, *summaries)
 
     async def quiet(self, seconds: float = 20) -> None:
         """Until every reaction has done all there is."""
@@ -61,7 +70,7 @@ class System:
         return [entry.action for entry in reversed(await self.environment.history.audit(pipeline))]
 
 
-GROUPS = [f"monitoring.{name}" for name in ("versions", "scores", "outcomes", "removed", "forgotten")]
+GROUPS = [f"monitoring.{name}" for name in ("versions", "scores", "outcomes", "removed", "forgotten", "counts")]
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ async def deploy(system, *versions: str) -> None:
 async def test_each_score_is_counted_once_however_often_it_comes(system) -> None:
     await deploy(system, "1")
     scores = [now(score(f"s-{n}", milliseconds=1 + n % 10)) for n in range(200)]
-    shuffled = scores * 3
+    summaries = [told for at in range(0, 200, 10) for told in system.router.tell(*scores[at : at + 10])]
+    shuffled = (scores + summaries) * 3
     random.Random(7).shuffle(shuffled)
     await system.bus.publish(*shuffled)
     await system.quiet()
@@ -61,11 +62,13 @@ async def test_each_score_is_counted_once_however_often_it_comes(system) -> None
 async def test_counts_are_right_after_a_restart_in_the_middle(home) -> None:
     async with home.started() as system:
         await deploy(system, "1")
-        await system.bus.publish(*[now(score(f"s-{n}")) for n in range(100)])
+        await system.scored(*[now(score(f"s-{n}")) for n in range(100)])
         await system.quiet()
-        await system.bus.publish(*[now(score(f"s-{n}")) for n in range(50, 150)])
+        await system.bus.publish(*[now(score(f"s-{n}")) for n in range(50, 100)])
+        await system.scored(*[now(score(f"s-{n}")) for n in range(100, 150)])
     async with home.started() as system:
-        await system.bus.publish(*[now(score(f"s-{n}")) for n in range(100, 200)])
+        await system.bus.publish(*[now(score(f"s-{n}")) for n in range(100, 150)])
+        await system.scored(*[now(score(f"s-{n}")) for n in range(150, 200)])
         await system.quiet()
         assert (await system.version("1"))["served"] == 200
         assert await system.environment.history.count_scores("p") == 200
@@ -88,7 +91,7 @@ async def test_killed_between_scores_and_switch_it_still_switches_once(
         await declare(system.environment, file())
         await deploy(system, "1", "2")
         monkeypatch.setattr(reactions, "crash_point", crash_point)
-        await system.bus.publish(*[now(late(f"s-{n}")) for n in range(100)])
+        await system.scored(*[now(late(f"s-{n}")) for n in range(100)])
         await asyncio.wait_for(gone.wait(), 10)
     monkeypatch.undo()
     async with home.started() as system:
@@ -149,7 +152,7 @@ async def test_killed_after_outcomes_were_kept_they_are_joined_and_judged(
 
     async with home.started() as system:
         await deploy(system, "1", "2")
-        await system.bus.publish(*[now(score(f"s-{n}", version="2")) for n in range(60)])
+        await system.scored(*[now(score(f"s-{n}", version="2")) for n in range(60)])
         await system.quiet()
         monkeypatch.setattr(reactions, "crash_point", crash_point)
         await system.bus.publish(*[outcome(f"s-{n}", "no") for n in range(60)])
@@ -173,7 +176,7 @@ async def test_killed_after_a_wish_was_published_it_is_fulfilled(
     async with home.started() as system:
         await declare(system.environment, file())
         await deploy(system, "1")
-        await system.bus.publish(now(score("s-1", entity="ada")), now(score("s-2", entity="bob")))
+        await system.scored(now(score("s-1", entity="ada")), now(score("s-2", entity="bob")))
         await system.quiet()
         monkeypatch.setattr(reactions, "crash_point", crash_point)
         path, body = ("remove", {}) if what == "removal" else ("forget", {"entity": "ada"})
@@ -195,7 +198,7 @@ async def test_outcomes_come_late_twice_out_of_order_and_before_their_score(syst
     await deploy(system, "1")
     await system.bus.publish(outcome("s-2", "no", observed=1), outcome("s-9", "no"))
     await system.quiet()
-    await system.bus.publish(*[now(score(f"s-{n}")) for n in range(3)])
+    await system.scored(*[now(score(f"s-{n}")) for n in range(3)])
     await system.quiet()
     await system.bus.publish(
         outcome("s-0", "yes", observed=10),
@@ -222,7 +225,7 @@ async def test_a_version_that_is_wrong_too_often_gives_way(home) -> None:
     async with home.started() as system:
         await declare(system.environment, file(monitoring={"accuracy_drop": 0.2}))
         await deploy(system, "1", "2")
-        await system.bus.publish(*[now(score(f"s-{n}", version="2")) for n in range(60)])
+        await system.scored(*[now(score(f"s-{n}", version="2")) for n in range(60)])
         await system.bus.publish(*[outcome(f"s-{n}", "no" if n % 2 else "yes") for n in range(20)])
         await system.quiet()
         assert await published(system.bus, ModelDegraded) == [], "ten of twenty may be chance"
@@ -237,7 +240,7 @@ async def test_a_version_that_is_wrong_too_often_gives_way(home) -> None:
 
 async def test_an_outcome_of_the_wrong_type_is_counted_and_in_nobodys_way(system) -> None:
     await deploy(system, "1")
-    await system.bus.publish(now(score("s-0")), now(score("s-1")))
+    await system.scored(now(score("s-0")), now(score("s-1")))
     await system.bus.publish(outcome("s-0", "   "), outcome("s-1", 12.5))
     await system.quiet()
     quality = (await system.version("1"))["quality"]
@@ -265,7 +268,7 @@ async def test_a_forgotten_entity_is_gone_from_bus_and_history_and_stays_gone(ho
         await declare(system.environment, file())
         await deploy(system, "1")
         forgotten = now(score("s-1", entity="ada", values={"age": 36}))
-        await system.bus.publish(forgotten, now(score("s-2", entity="bob")), observation("o-1", entity="ada"))
+        await system.scored(forgotten, now(score("s-2", entity="bob")), observation("o-1", entity="ada"))
         await system.environment.history.add_features([observation("o-1", entity="ada")])
         await system.quiet()
         reply = await system.client.post("/pipelines/p/forget", json={"entity": "ada"})
@@ -290,7 +293,7 @@ async def test_the_page_and_the_lists_show_where_everything_stands(system) -> No
     assert "turnout init" in page.text
     await declare(system.environment, file())
     await deploy(system, "1", "2")
-    await system.bus.publish(*[now(score(f"s-{n}", version="2")) for n in range(60)])
+    await system.scored(*[now(score(f"s-{n}", version="2")) for n in range(60)])
     await system.bus.publish(*[outcome(f"s-{n}") for n in range(60)])
     await system.quiet()
     (line,) = (await system.client.get("/pipelines")).json()

@@ -98,7 +98,7 @@ async def test_manual_approval_waits_for_a_person(system) -> None:
 async def test_a_flood_of_late_attempts_is_one_verdict_and_one_switch(system) -> None:
     await declare(system.environment, file(monitoring={"min_samples": 20}))
     await deploy(system, "1", "2")
-    await system.bus.publish(*[now(late(f"s-{n}")) for n in range(300)])
+    await system.scored(*[now(late(f"s-{n}")) for n in range(300)])
     await system.quiet()
     (degraded,) = await published(system.bus, ModelDegraded)
     assert (degraded.version, degraded.signal) == ("2", "latency")
@@ -111,7 +111,7 @@ async def test_a_flood_of_late_attempts_is_one_verdict_and_one_switch(system) ->
 
 async def test_errors_are_named_errors(system) -> None:
     await deploy(system, "1", "2")
-    await system.bus.publish(*[now(late(f"s-{n}", outcome="error")) for n in range(40)])
+    await system.scored(*[now(late(f"s-{n}", outcome="error")) for n in range(40)])
     await system.quiet()
     (degraded,) = await published(system.bus, ModelDegraded)
     assert degraded.signal == "errors"
@@ -119,21 +119,21 @@ async def test_errors_are_named_errors(system) -> None:
 
 async def test_too_few_attempts_are_no_verdict(system) -> None:
     await deploy(system, "1", "2")
-    await system.bus.publish(*[now(late(f"s-{n}")) for n in range(19)])
+    await system.scored(*[now(late(f"s-{n}")) for n in range(19)])
     await system.quiet()
     assert await published(system.bus, ModelDegraded) == []
 
 
 async def test_a_few_late_ones_among_many_are_no_verdict(system) -> None:
     await deploy(system, "1", "2")
-    await system.bus.publish(*[now(late(f"s-{n}") if n % 3 == 0 else score(f"s-{n}", version="2")) for n in range(300)])
+    await system.scored(*[now(late(f"s-{n}") if n % 3 == 0 else score(f"s-{n}", version="2")) for n in range(300)])
     await system.quiet()
     assert await published(system.bus, ModelDegraded) == []
 
 
 async def test_the_last_version_stays_however_slow(system) -> None:
     await deploy(system, "1")
-    await system.bus.publish(*[now(late(f"s-{n}", slow="1", version="1")) for n in range(100)])
+    await system.scored(*[now(late(f"s-{n}", slow="1", version="1")) for n in range(100)])
     await system.quiet()
     assert len(await published(system.bus, ModelDegraded)) == 1
     assert tables(await every_table(system)) == [(1, "1", None)]
@@ -141,7 +141,7 @@ async def test_the_last_version_stays_however_slow(system) -> None:
 
 async def test_a_degraded_version_is_not_chosen_again(system) -> None:
     await deploy(system, "1", "2")
-    await system.bus.publish(*[now(late(f"s-{n}")) for n in range(100)])
+    await system.scored(*[now(late(f"s-{n}")) for n in range(100)])
     await system.quiet()
     await deploy(system, "2", "3")
     assert tables(await every_table(system))[2:] == [(3, "1", None), (4, "3", "1")]
@@ -150,7 +150,7 @@ async def test_a_degraded_version_is_not_chosen_again(system) -> None:
 async def test_a_pin_is_never_undone_by_automation(system) -> None:
     await deploy(system, "1", "2")
     assert (await system.client.post("/pipelines/p/promote", json={"version": "2"})).status_code == 200
-    await system.bus.publish(*[now(late(f"s-{n}")) for n in range(100)])
+    await system.scored(*[now(late(f"s-{n}")) for n in range(100)])
     await system.quiet()
     await deploy(system, "3")
     await system.bus.publish(ejected("2", admitted=False))
@@ -256,7 +256,7 @@ async def test_a_removed_pipeline_is_gone_and_its_name_may_live_again(home) -> N
     async with home.started() as system:
         await declare(system.environment, file())
         await deploy(system, "1", "2")
-        await system.bus.publish(*[now(late(f"s-{n}")) for n in range(60)])
+        await system.scored(*[now(late(f"s-{n}")) for n in range(60)])
         await system.quiet()
         assert (await system.client.delete("/pipelines/p")).status_code == 200
         await system.quiet()

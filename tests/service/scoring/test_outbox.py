@@ -12,11 +12,12 @@ import pytest
 from environment import published, until
 
 from turnout.common.bus.port import Record
-from turnout.common.errors import Unavailable
-from turnout.common.events import Event, ScoreProduced
+from turnout.common.errors import Unavailable, Unknown
+from turnout.common.events import Attempt, Event, Histogram, ModelReady, ScoreProduced, ScoresSummarised
 from turnout.common.runtime.environment import Environment
 from turnout.scoring.adapters import outbox as module
 from turnout.scoring.adapters.outbox import SqliteOutbox
+from turnout.scoring.reactions import relay as relaying
 from turnout.scoring.reactions.relay import Relay
 
 
@@ -104,6 +105,8 @@ async def test_events_are_found_by_their_id_for_a_while(outbox: SqliteOutbox, mo
     await outbox.add([builders.score_produced(f"t-{number}") for number in range(5)])
     _, position = await outbox.take(10)
     await outbox.relayed(position)
+    assert await outbox.find("s-1") is not None, "it was not yet counted"
+    await outbox.summarise([], position)
     assert await outbox.find("s-1") is None
     assert await outbox.find("t-4") is not None
 
@@ -153,3 +156,124 @@ async def test_a_full_disk_is_said_and_ends_by_itself(
     await outbox.add(many)
     assert await outbox.waiting() == 2000
     await outbox.close()
+
+
+async def summaries(environment: Environment) -> list[ScoresSummarised]:
+    return await published(environment.bus, ScoresSummarised)
+
+
+async def test_what_was_relayed_is_summarised_once(outbox: SqliteOutbox, environment: Environment) -> None:
+    relay = Relay(outbox, environment.bus)
+    await outbox.add([builders.score_produced(f"s-{number}", version="1") for number in range(3)])
+    assert not await relay.summarise(now=True), "nothing was relayed yet"
+    await relay.drain()
+    await outbox.add([builders.score_produced("s-3", version="1"), builders.score_produced("t-1", version="2")])
+    await relay.drain()
+    told = await summaries(environment)
+    assert [(s.version, s.sequence, s.summary.served) for s in told] == [
+        ("1", 1, {"champion": 3}), ("1", 2, {"champion": 1}), ("2", 1, {"champion": 1}),
+    ]  # fmt: skip
+    assert len({s.outbox for s in told}) == 1
+    assert not await relay.summarise(now=True)
+
+
+async def test_a_score_that_another_way_brings_to_the_bus_is_counted(
+    outbox: SqliteOutbox, environment: Environment
+) -> None:
+    score = builders.score_produced("s-1", attempts=(Attempt(version="2", outcome="late"),))
+    await outbox.count([score])
+    relay = Relay(outbox, environment.bus)
+    await relay.drain()
+    assert await published(environment.bus, ScoreProduced) == []
+    told = {s.version: s for s in await summaries(environment)}
+    assert told["1"].summary.served == {"champion": 1}
+    assert [t.outcome for t in told["2"].tries] == ["late"]
+    assert told["2"].time == score.time
+
+
+async def test_a_request_that_was_answered_twice_is_counted_once(
+    outbox: SqliteOutbox, environment: Environment
+) -> None:
+    await outbox.count([builders.score_produced("s-1")])
+    relay = Relay(outbox, environment.bus)
+    await relay.drain()
+    await outbox.count([builders.score_produced("s-1"), builders.score_produced("s-2")])
+    await outbox.add([builders.score_produced("s-2")])
+    await relay.drain()
+    assert [s.summary.served for s in await summaries(environment)] == [{"champion": 1}, {"champion": 1}]
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("point", ["scoring-summary-counted", "scoring-summary-told", "scoring-relay-published"])
+async def test_killed_at_any_step_everything_is_summarised_once(
+    tmp_path: Path, environment: Environment, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash_point(name: str) -> None:
+        if name == point:
+            raise Crash
+
+    first = SqliteOutbox(tmp_path / "outbox.sqlite")
+    await first.add([builders.score_produced(f"s-{number}") for number in range(7)])
+    monkeypatch.setattr(relaying, "crash_point", crash_point)
+    with pytest.raises(Crash):
+        await Relay(first, environment.bus).drain()
+    monkeypatch.undo()
+    await first.close()
+    second = SqliteOutbox(tmp_path / "outbox.sqlite")
+    await second.add([builders.score_produced("s-7")])
+    await Relay(second, environment.bus).drain()
+    await second.close()
+    told = {s.id: s for s in await summaries(environment)}
+    assert sum(sum(s.summary.served.values()) for s in told.values()) == 8
+    assert sorted(s.sequence for s in told.values()) == list(range(1, len(told) + 1))
+
+
+async def test_what_was_relayed_before_there_were_summaries_is_not_told_again(
+    tmp_path: Path, environment: Environment
+) -> None:
+    """A file of an earlier version: what it relayed was counted by whoever read it."""
+    path = tmp_path / "outbox.sqlite"
+    old = SqliteOutbox(path)
+    await old.add([builders.score_produced("s-1"), builders.score_produced("s-2")])
+    await old.relayed(1)
+    await old.close()
+    with sqlite3.connect(path) as db:
+        db.executescript("drop table summarised; drop table sequence;")
+    db.close()
+    new = SqliteOutbox(path)
+    await Relay(new, environment.bus).drain()
+    await new.close()
+    assert [s.summary.served for s in await summaries(environment)] == [{"champion": 1}]
+
+
+async def test_features_are_counted_on_the_versions_own_bins(outbox: SqliteOutbox, environment: Environment) -> None:
+    ages = builders.profile(histogram=Histogram(edges=(0.0, 20.0, 60.0), counts=(1, 2)))
+    ready = builders.model_ready(profile=(ages,))
+
+    def known(pipeline: str, version: str) -> ModelReady:
+        if version != "1":
+            raise Unknown.name("version", "version", version, ["1"])
+        return ready
+
+    await outbox.add([builders.score_produced("s-1"), builders.score_produced("s-2", version="2")])
+    await Relay(outbox, environment.bus, known).drain()
+    told = {s.version: s.summary.features for s in await summaries(environment)}
+    assert (told["1"]["age"].counts, told["2"]) == ((0, 1), {})
+
+
+async def test_a_quiet_outbox_tells_at_once_and_a_busy_one_once_a_second(
+    outbox: SqliteOutbox, environment: Environment
+) -> None:
+    relay = Relay(outbox, environment.bus)
+    task = asyncio.create_task(relay.run())
+    for number in range(40):
+        await outbox.add([builders.score_produced(f"s-{number}")])
+        await asyncio.sleep(0.005)
+    async with asyncio.timeout(10):
+        while sum(sum(s.summary.served.values()) for s in await summaries(environment)) < 40:
+            await asyncio.sleep(0.05)
+    task.cancel()
+    assert len(await summaries(environment)) < 10

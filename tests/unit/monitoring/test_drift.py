@@ -4,8 +4,8 @@ import pytest
 from watched import AGES, score
 
 from turnout.common.events import Column, ColumnProfile, Histogram
+from turnout.common.summary import Bins, shape_of, summarise
 from turnout.monitoring.domain.drift import compare, noise, psi
-from turnout.monitoring.domain.summary import Bins, shape_of, summarise
 
 COLOURS = ColumnProfile(
     name="in:colour",

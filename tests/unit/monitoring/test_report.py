@@ -3,7 +3,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 import pytest
-from watched import AGES, at, late, outcome, ready, score
+from watched import AGES, Counts, at, late, outcome, ready, score
 
 from turnout.common.events import RoutingChanged, RoutingTable, StageFailed, Target
 from turnout.common.history.port import Joined
@@ -32,7 +32,7 @@ def joined(pairs: list[tuple[object, object]]) -> list[Joined]:
 
 def test_versions_say_how_often_how_fast_and_who_had_to_step_in() -> None:
     made = standing()
-    made.scored(
+    Counts(made).scored(
         [score(f"s-{n}", version="2", milliseconds=1.0 + n, values={"age": 30}) for n in range(100)]
         + [late(f"l-{n}") for n in range(5)]
         + [score("b", version="baseline", served_by="baseline", attempts=())]
@@ -134,7 +134,7 @@ def test_the_page_is_whole_and_escapes_what_comes_from_outside(task: str) -> Non
     target = Target(task=task, label="y", classes=(NASTY, "no"))  # type: ignore[arg-type]
     profile = (AGES.model_copy(update={"name": "age"}),)
     made = standing(target=target, profile=profile, metrics={"accuracy": 0.9, "mae": 1.0}, why=NASTY)
-    made.scored([score(f"s-{n}", version="2", values={"age": n}) for n in range(80)])
+    Counts(made).scored([score(f"s-{n}", version="2", values={"age": n}) for n in range(80)])
     predicted = [(NASTY, "no"), ("no", NASTY)] * 5 if task == "classification" else [(1.0, 2.0)] * 5
     found = report.report(made, None, {"2": joined(predicted)})
     progress = Progress()

@@ -288,6 +288,50 @@ class VersionStats(Part):
     reference: float | None = None
 
 
+class Sketch(Part):
+    """Numbers as counts per bin of a DDSketch with 1 % relative accuracy: bin number to count."""
+
+    positive: Mapping[int, int] = Field(default_factory=dict)
+    negative: Mapping[int, int] = Field(default_factory=dict)
+    zeros: int = 0
+    least: FiniteFloat | None = None
+    greatest: FiniteFloat | None = None
+
+
+class Counted(Part):
+    """A raw column's values on the bins of the training profile; `other` never occurred in training."""
+
+    counts: tuple[int, ...]
+    other: int = 0
+    missing: int = 0
+
+
+class Summed(Part):
+    """What many scores say of one version, as `turnout.common.summary.Summary` reads it."""
+
+    served: Mapping[str, int] = Field(default_factory=dict)
+    attempts: Mapping[str, int] = Field(default_factory=dict)
+    fallbacks: Mapping[str, int] = Field(default_factory=dict)
+    latency: Sketch = Sketch()
+    microseconds: int = 0
+    features: Mapping[str, Counted] = Field(default_factory=dict)
+    classes: Mapping[str, int] = Field(default_factory=dict)
+    numbers: Sketch = Sketch()
+
+
+class Tried(Part):
+    """An attempt at a version, or `times` in a row at which a router passed it by (`off`), the last one at `until`.
+
+    `at` and `until` are microseconds since 1970.
+    """
+
+    outcome: Literal["ok", "late", "error", "off"]
+    at: int
+    milliseconds: FiniteFloat | None = None
+    until: int | None = None
+    times: int = Field(default=1, ge=1)
+
+
 # --- what a person declares, what arrives -----------------------------------------------------------------------
 
 
@@ -568,6 +612,24 @@ class ScoreProduced(Event):
         return self.entity or self.score_id
 
 
+class ScoresSummarised(Event):
+    """What one router's scores of about a second say of one version.
+
+    `time` is the newest score's, `since` the oldest's. `outbox` counted them, and `sequence` numbers its summaries of this version without a gap: who has seen a number
+    ignores it. `tries` are the newest attempts, oldest first.
+    """
+
+    writers = ("scoring",)
+    retention = timedelta(days=1)
+
+    version: Name
+    outbox: Name
+    sequence: int = Field(ge=1)
+    since: AwareDatetime
+    summary: Summed
+    tries: tuple[Tried, ...] = ()
+
+
 class BatchScored(Event):
     """A file or data set was scored into the lake."""
 
@@ -603,6 +665,27 @@ class OutcomeObserved(Event):
     def key(self) -> str:
         """A score's outcomes stay in order: the last one corrects those before."""
         return self.score_id
+
+
+class OutcomeJoined(Event):
+    """A version's answer beside what really happened; a later `observed_at` corrects. Its cause is the outcome."""
+
+    writers = ("monitoring",)
+    retention = timedelta(days=1)
+
+    version: Name
+    score_id: Name
+    scored_at: AwareDatetime
+    observed_at: AwareDatetime
+    predicted: FiniteFloat | str
+    outcome: FiniteFloat | int | str | bool
+
+
+class EvidenceDropped(Event):
+    """A pipeline ended: what was counted of it until then goes."""
+
+    writers = ("monitoring",)
+    retention = timedelta(days=1)
 
 
 class ModelDegraded(Event):

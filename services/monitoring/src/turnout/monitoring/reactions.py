@@ -1,8 +1,13 @@
 """What monitoring does when something happens: it keeps what was scored and what came true, and it alone routes.
 
+Any process keeps scores and outcomes. What is counted of a pipeline is keyed state: the process that reads the
+pipeline's partition owns it, judges by it, and any may look at it. Any process may decide (a person asks whichever
+there is), so every decision begins with what the bus and the audit trail say now.
+
 A decision is made, published and put into the audit trail under one lock per pipeline, in this order, so that two
-decisions never start from the same table. The runtime would publish what a reaction returns only after the lock is
-gone; therefore decisions are published here and the reactions return nothing.
+decisions of a process never start from the same table. Between processes the log decides: a table that came second is
+none, and who wrote it decides again. The runtime would publish what a reaction returns only after the lock is gone;
+therefore decisions are published here.
 """
 
 from __future__ import annotations
@@ -21,9 +26,11 @@ from turnout.common.errors import Invalid, Unavailable, Unknown
 from turnout.common.events import (
     EntityForgotten,
     Event,
+    EvidenceDropped,
     ModelDegraded,
     ModelReady,
     ObservationReceived,
+    OutcomeJoined,
     OutcomeObserved,
     PipelineDeclared,
     PipelineRemoved,
@@ -31,6 +38,7 @@ from turnout.common.events import (
     RoutingTable,
     ScoreProduced,
     ScoreRequested,
+    ScoresSummarised,
     VersionEjected,
     VersionRestored,
 )
@@ -39,11 +47,14 @@ from turnout.common.ids import caused_event_id, content_id
 from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.service import Clock
 from turnout.common.runtime.views import Pipelines, Routes
-from turnout.monitoring.domain import routing
+from turnout.common.summary import VERSIONLESS, micros, summarise
+from turnout.monitoring.domain import routing, tally
 from turnout.monitoring.domain.progress import MILESTONES, Progress
 from turnout.monitoring.domain.routing import Decision
 from turnout.monitoring.domain.standing import REMOVED, Standing
-from turnout.monitoring.domain.verdict import OUTCOMES, Evidence, Signal
+from turnout.monitoring.domain.tally import Tally
+from turnout.monitoring.domain.verdict import Evidence, Signal
+from turnout.monitoring.ports import KeyedState
 
 E = TypeVar("E", bound=Event)
 T = TypeVar("T")
@@ -52,24 +63,36 @@ SOURCE = "/monitoring"
 AUTOMATION = "monitoring"
 # Decisions of a pipeline that are read back at the start; far more than a year of daily deployments.
 TRAIL = 10_000
+# As many are looked at to see whether somebody else decided something.
+RECENT = 50
+# What was told again for a report, because nobody counts it now, is shown for so long.
+SPARE = timedelta(seconds=10)
+# Processes that write a table at once: each loss is somebody else's win, so a few rounds are enough.
+ROUNDS = 5
 # What the bus still holds of an entity goes at once; everything else goes by its own reaction.
 OF_ENTITIES: Sequence[type[Event]] = (ObservationReceived, ScoreProduced, ScoreRequested)
 DEAD = ".dead"
-# What shows where a pipeline stands.
-FOLLOWED: Sequence[type[Event]] = (*MILESTONES, PipelineRemoved)
+# What shows where a pipeline stands, and what every process has to know.
+FOLLOWED: Sequence[type[Event]] = (*MILESTONES, PipelineRemoved, EntityForgotten)
+# What is counted; one pipeline's are read by one process.
+COUNTED: Sequence[type[Event]] = (ScoresSummarised, OutcomeJoined, EvidenceDropped)
 
 log = structlog.get_logger()
 
 
 class Watch:
-    """The state of all pipelines, and the only writer of `RoutingChanged`.
+    """What is known of all pipelines, and the only writer of `RoutingChanged`.
 
-    A pipeline's state is built from the bus and the history store when it is first needed.
+    What was decided is read from the bus and the history store when it is first needed, and again when somebody else
+    decided; what was counted is in `state`.
     """
 
-    def __init__(self, *, bus: Bus, history: HistoryStore, pipelines: Pipelines, routes: Routes, now: Clock) -> None:
+    def __init__(
+        self, *, bus: Bus, history: HistoryStore, state: KeyedState, pipelines: Pipelines, routes: Routes, now: Clock
+    ) -> None:
         self._bus = bus
         self._history = history
+        self._state = state
         self._pipelines = pipelines
         self._routes = routes
         self._now = now
@@ -77,6 +100,7 @@ class Watch:
         self._begun = False
         self._beginning = asyncio.Lock()
         self._standings: dict[str, Standing] = {}
+        self._spare: dict[str, tuple[datetime, dict[str, Tally]]] = {}
         self._versions: defaultdict[str, dict[str, ModelReady]] = defaultdict(dict)
         self._removed: dict[str, datetime] = {}
         self._forgotten: dict[tuple[str, str], datetime] = {}
@@ -89,8 +113,9 @@ class Watch:
         for event in events:
             if self._is_over(event):
                 continue
+            self.learn(event)
             async with self._locks[event.pipeline]:
-                standing = await self._standing(event.pipeline)
+                standing = await self._fresh(await self._standing(event.pipeline))
                 match event:
                     case ModelReady():
                         await self._ready(standing, event)
@@ -103,45 +128,54 @@ class Watch:
         return ()
 
     async def scored(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Scores: kept once, counted once, and the champion judged by them."""
+        """Scores: kept once; one whose outcome came before it is joined."""
         await self._begin()
         kept = [score for score in _of(events, ScoreProduced) if not self._is_over(score, score.entity)]
+        produced: list[Event] = []
         for pipeline, scores in _by_pipeline(kept).items():
-            async with self._locks[pipeline]:
-                standing = await self._standing(pipeline)
-                new = await self._history.add_scores(scores)
-                crash_point("monitoring.scores-kept")
-                # A batch of hundreds would hold the loop for milliseconds, and scoring may live on the same loop.
-                await asyncio.to_thread(standing.scored, new)
-                # Of all, not of the new ones: an outcome that overtook its score may have been missed in a crash.
-                await self._observe(standing, await self._history.joined_of(pipeline, [s.score_id for s in scores]))
-                _show_times(standing)
-                await self._judge(standing)
-        return ()
+            await self._history.add_scores(scores)
+            crash_point("monitoring.scores-kept")
+            # Of all, not of the new ones: an outcome that overtook its score may have been missed in a crash.
+            produced += _told(await self._history.joined_of(pipeline, [s.score_id for s in scores]))
+        return produced
 
     async def observed(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Outcomes: kept once, joined to their scores, and the champion judged by them."""
+        """Outcomes: kept once, joined to their scores."""
         await self._begin()
         kept = [outcome for outcome in _of(events, OutcomeObserved) if not self._is_over(outcome)]
+        produced: list[Event] = []
         for pipeline, outcomes in _by_pipeline(kept).items():
+            kinds = await self._history.add_outcomes(outcomes)
+            crash_point("monitoring.outcomes-kept")
+            joined = await self._history.joined_of(pipeline, [o.score_id for o in outcomes])
+            _count(outcomes, kinds, joined)
+            produced += _told(joined)
+        return produced
+
+    async def counted(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Summaries and joined outcomes: each counted once, and the champion judged by them."""
+        await self._begin()
+        # First: of what is told beside it, what came before the end is left out anyhow.
+        for dropped in _of(events, EvidenceDropped):
+            await self._state.fold(lambda state, dropped=dropped: tally.drop(state, dropped.pipeline, dropped.time))
+        kept = [event for event in events if not isinstance(event, EvidenceDropped) and not self._is_over(event)]
+        for pipeline, told in _by_pipeline(kept).items():
             async with self._locks[pipeline]:
                 standing = await self._standing(pipeline)
-                kinds = await self._history.add_outcomes(outcomes)
-                crash_point("monitoring.outcomes-kept")
-                joined = await self._history.joined_of(pipeline, [o.score_id for o in outcomes])
-                _count(outcomes, kinds, joined)
-                await self._observe(standing, joined)
+                await self._fold(standing, told)
+                crash_point("monitoring.counted")
                 await self._judge(standing)
         return ()
 
     async def removed(self, events: Sequence[Event]) -> Sequence[Event]:
-        """A pipeline ended."""
+        """A pipeline ended; who owns what was counted of it hears of that too."""
         await self._begin()
-        for event in _of(events, PipelineRemoved):
+        ended = _of(events, PipelineRemoved)
+        for event in ended:
             async with self._locks[event.pipeline]:
                 await self._history.remove(event.pipeline)
                 await self._end(event)
-        return ()
+        return [EvidenceDropped.caused_by(event, source=SOURCE, at=event.time) for event in ended]
 
     async def forgotten(self, events: Sequence[Event]) -> Sequence[Event]:
         """A person asked to be forgotten."""
@@ -217,20 +251,102 @@ class Watch:
     async def ask(self, pipeline: str, question: Callable[[Standing], T]) -> T:
         """What `question` says of the pipeline's state, while nothing changes it. Raises `Unknown`."""
         async with self._locks[pipeline]:
-            return question(await self._known(pipeline))
+            standing = await self._fresh(await self._known(pipeline))
+            standing.tallies = await self._tallies(standing)
+            return question(standing)
+
+    # --- how it is counted --------------------------------------------------------------------------------------
+
+    async def _fold(self, standing: Standing, told: Sequence[Event]) -> None:
+        """Take events in; what of the state was lost is rebuilt first."""
+        pipeline, limits = standing.pipeline, standing.limits
+        if await self._state.fold(lambda state: any(tally.missing(state, event) for event in told)):
+            found = await self._rebuilt_tallies(standing)
+            await self._state.fold(lambda state: tally.begin(state, pipeline, found))
+        champion = standing.table.champion if standing.table is not None else None
+        touched = {event.version for event in told if isinstance(event, ScoresSummarised | OutcomeJoined)}
+        refused: list[Invalid] = []
+
+        def work(state: tally.State) -> tuple[list[Event], dict[str, Tally]]:
+            new: list[Event] = []
+            for event in told:
+                try:
+                    if tally.fold(state, event, limits):
+                        new.append(event)
+                except Invalid as error:
+                    refused.append(error)
+            names = touched | ({champion} if champion is not None else set())
+            loaded = {name: tally.load(state, pipeline, name) for name in names}
+            return new, {name: found for name, found in loaded.items() if found is not None}
+
+        new, standing.tallies = await self._state.fold(work)
+        self._spare.pop(pipeline, None)
+        self._show(standing, new)
+        if refused:
+            raise refused[0]
+
+    async def _tallies(self, standing: Standing) -> Mapping[str, Tally]:
+        """What was counted, for a report: in whichever process owns it, or told again where it is lost."""
+        found = await self._state.look(lambda state: tally.tallies(state, standing.pipeline))
+        if found is None:
+            made, found = self._spare.get(standing.pipeline, (None, {}))
+            if made is None or self._now() - made > SPARE:
+                found = await self._rebuilt_tallies(standing)
+                self._spare[standing.pipeline] = (self._now(), found)
+        ended = self._removed.get(standing.pipeline)
+        return {v: t for v, t in found.items() if ended is None or t.until > micros(ended)}
+
+    async def _rebuilt_tallies(self, standing: Standing) -> dict[str, Tally]:
+        """Tallies from the summaries that the log still holds, and from the scores of the time before them."""
+        pipeline, limits = standing.pipeline, standing.limits
+        log_held = [
+            event
+            async for received in self._bus.replay(ScoresSummarised)
+            if isinstance(event := _event(received.event), ScoresSummarised)
+            and event.pipeline == pipeline
+            and not self._is_over(event)
+        ]
+        made, since = await asyncio.to_thread(tally.rebuilt, log_held, limits)
+        shapes = {version: standing.shape(version) for version in standing.versions}
+        rows = 0
+        async for page in self._history.all_scores(pipeline):
+            before = [score for score in page if since is None or score.time < since]
+            rows += len(before)
+            for version, summary in (await asyncio.to_thread(summarise, before, shapes)).items():
+                made.setdefault(version, Tally()).add(summary, max(s.time for s in before))
+            if len(before) < len(page):
+                break
+        for version, found in made.items():
+            for event in _told(await self._history.joined(pipeline, version=version, limit=limits.pairs)):
+                found.joined(event, limits)
+        log.info("counted again", pipeline=pipeline, summaries=len(log_held), scores=rows)
+        return made
+
+    def _show(self, standing: Standing, new: Sequence[Event]) -> None:
+        joined = [event for event in new if isinstance(event, OutcomeJoined)]
+        unreadable = sum(not standing.readable(e.version, e.predicted, e.outcome) for e in joined)
+        if unreadable:
+            telemetry.OUTCOMES.labels("unreadable").inc(unreadable)
+        for version in {event.version for event in joined}:
+            quality, reference = standing.quality(version), standing.reference(version)
+            if quality is not None and reference is not None and quality.losses:
+                live = reference.live(list(quality.losses.values()))
+                telemetry.MODEL_QUALITY.labels(standing.pipeline, version, reference.metric).set(live)
+        _show_times(standing)
 
     # --- how a decision is carried out --------------------------------------------------------------------------
 
     async def _ready(self, standing: Standing, ready: ModelReady) -> None:
-        self._versions[ready.pipeline][ready.version] = ready
         standing.know(ready)
-        if await self._was_decided(standing, ready):
-            return
-        automatic = standing.file is None or standing.file.deployment.approval == "automatic"
-        decision = routing.deploy(
-            standing.table, ready.version, automatic=automatic, unfit=standing.unfit, last=standing.last_table
-        )
-        await self._carry_out(standing, decision, cause=ready, subject=ready.version)
+
+        def decide(standing: Standing) -> Decision:
+            automatic = standing.file is None or standing.file.deployment.approval == "automatic"
+            return routing.deploy(
+                standing.table, ready.version, automatic=automatic, unfit=standing.unfit, last=standing.last_table
+            )
+
+        if not await self._was_decided(standing, ready):
+            await self._carry_out(standing, decide, cause=ready, subject=ready.version)
 
     async def _ejected(self, standing: Standing, event: VersionEjected) -> None:
         stats = event.stats.model_dump(mode="json") if event.stats else {}
@@ -241,29 +357,24 @@ class Watch:
         if event.admitted or standing.table is None or await self._was_decided(standing, event, recorded=False):
             return
         why = f"version {event.version} was not admitted by {event.router}: {event.why}"
-        decision = routing.switch_back(standing.table, event.version, why, unfit=standing.unfit)
-        if decision.table is not None:
-            await self._carry_out(standing, decision, cause=event, subject=event.version)
+
+        def decide(standing: Standing) -> Decision:
+            if standing.table is None:
+                return Decision(None, "recorded", why)
+            return routing.switch_back(standing.table, event.version, why, unfit=standing.unfit)
+
+        await self._carry_out(standing, decide, cause=event, subject=event.version, note=False)
 
     async def _restored(self, standing: Standing, event: VersionRestored) -> None:
-        standing.restored(event.version)
         await self._audit(standing, _entry(event, "restored", event.version, event.why, who=event.router))
-
-    async def _observe(self, standing: Standing, joined: Sequence[Joined]) -> None:
-        if not joined:
-            return
-        unreadable = standing.observed(joined)
-        if unreadable:
-            telemetry.OUTCOMES.labels("unreadable").inc(unreadable)
-        for version in {pair.score.version for pair in joined}:
-            quality, reference = standing.qualities.get(version), standing.reference(version)
-            if quality is not None and reference is not None:
-                live = reference.live(list(quality.losses.values()))
-                telemetry.MODEL_QUALITY.labels(standing.pipeline, version, reference.metric).set(live)
 
     async def _judge(self, standing: Standing) -> None:
         for signal in standing.recovered():
             await self._recover(standing, signal)
+        if not standing.verdicts():
+            return
+        # Somebody else may have told it already, or have taken the version off.
+        await self._fresh(standing)
         for evidence in standing.verdicts():
             before = standing.routing
             await self._degrade(standing, evidence)
@@ -289,17 +400,23 @@ class Watch:
         decision = routing.switch_back(table, version, evidence.why, unfit=standing.unfit)
         changed = _changed(degraded, decision, at=self._now())
         crash_point("monitoring.verdict-found")
-        await self._bus.publish(degraded, *([changed] if changed else []))
+        counts = True
+        if changed is None:
+            await self._bus.publish(degraded)
+        else:
+            counts = await self._publish(standing, changed, degraded)
         crash_point("monitoring.verdict-published")
-        why = evidence.why if changed else decision.why
+        why = evidence.why if changed and counts else decision.why
         entries = [_verdict_entry(degraded, table.version, why)]
-        if changed is not None:
+        if changed is not None and counts:
             entries.append(_table_entry(changed, decision.action, version))
         await self._audit(standing, *entries)
         telemetry.MODEL_DEGRADED.labels(standing.pipeline, evidence.signal).inc()
         log.warning("model degraded", pipeline=standing.pipeline, version=version, signal=evidence.signal, why=why)
-        if changed is not None:
+        if changed is not None and counts:
             self._obey(standing, changed)
+        elif changed is not None:
+            await self._put_back(standing, changed)
 
     async def _recover(self, standing: Standing, signal: Signal) -> None:
         assert standing.routing is not None
@@ -321,41 +438,92 @@ class Watch:
             ),
         )
 
-    async def _carry_out(self, standing: Standing, decision: Decision, *, cause: Event, subject: str) -> None:
-        """Publish automation's decision, or only write it down."""
-        changed = _changed(cause, decision, at=self._now())
-        if changed is None:
-            await self._audit(standing, _entry(cause, decision.action, subject, decision.why, who=AUTOMATION))
-            return
-        await self._bus.publish(changed)
-        crash_point("monitoring.routing-published")
-        await self._audit(standing, _table_entry(changed, decision.action, subject))
-        self._obey(standing, changed)
+    async def _carry_out(
+        self,
+        standing: Standing,
+        decide: Callable[[Standing], Decision],
+        *,
+        cause: Event,
+        subject: str,
+        note: bool = True,
+    ) -> None:
+        """Publish automation's decision, or only write it down (if `note`)."""
+        lost: RoutingChanged | None = None
+        for again in range(ROUNDS):
+            decision = decide(standing)
+            changed = _changed(cause, decision, at=self._now(), again=again)
+            if changed is None:
+                if lost is not None:
+                    await self._put_back(standing, lost)
+                if note:
+                    await self._audit(standing, _entry(cause, decision.action, subject, decision.why, who=AUTOMATION))
+                return
+            counts = await self._publish(standing, changed)
+            crash_point("monitoring.routing-published")
+            if counts:
+                await self._audit(standing, _table_entry(changed, decision.action, subject))
+                self._obey(standing, changed)
+                return
+            lost = changed
+        raise Unavailable(f"the routing of {standing.pipeline}", "somebody else's table came first again and again")
 
     async def _command(
         self, pipeline: str, decide: Callable[[Standing], Decision], *, by: str, why: str
     ) -> RoutingTable:
         async with self._locks[pipeline]:
-            standing = await self._known(pipeline)
-            decision = decide(standing)
-            if decision.table is None:
-                assert standing.table is not None
-                return standing.table
-            changed = RoutingChanged.first(
-                source=SOURCE, at=self._now(), pipeline=pipeline, table=decision.table, why=why, by=by
+            standing = await self._fresh(await self._known(pipeline))
+            lost: RoutingChanged | None = None
+            for _ in range(ROUNDS):
+                decision = decide(standing)
+                if decision.table is None:
+                    if lost is not None:
+                        await self._put_back(standing, lost)
+                    assert standing.table is not None
+                    return standing.table
+                changed = RoutingChanged.first(
+                    source=SOURCE, at=self._now(), pipeline=pipeline, table=decision.table, why=why, by=by
+                )
+                counts = await self._publish(standing, changed)
+                crash_point("monitoring.command-published")
+                if counts:
+                    await self._audit(standing, _table_entry(changed, decision.action, changed.table.champion))
+                    self._obey(standing, changed)
+                    return changed.table
+                lost = changed
+        raise Unavailable(f"the routing of {pipeline}", "somebody else's table came first again and again")
+
+    async def _publish(self, standing: Standing, changed: RoutingChanged, *before: Event) -> bool:
+        """Publish a table; whether it counts. If not, the state is what whoever came first made of it."""
+        newest = await self._routes.publish(changed, *before)
+        if newest is None or newest.id == changed.id:
+            return True
+        log.info("another table came first", pipeline=standing.pipeline, table=changed.table.version)
+        await self._fresh(standing, whole=True)
+        return False
+
+    async def _put_back(self, standing: Standing, lost: RoutingChanged) -> None:
+        """Write the table that counts once more, under a higher number: a compacted topic keeps a key's last record,
+        and that is now one that does not count."""
+        for again in range(ROUNDS):
+            counting = standing.routing
+            if counting is None or counting.table.version > lost.table.version:
+                return
+            table = counting.table.model_copy(update={"version": counting.table.version + 1})
+            changed = RoutingChanged.caused_by(
+                lost, source=SOURCE, at=self._now(), of=str(again), table=table, why=counting.why, by=counting.by
             )
-            await self._bus.publish(changed)
-            crash_point("monitoring.command-published")
-            await self._audit(standing, _table_entry(changed, decision.action, changed.table.champion))
-            self._obey(standing, changed)
-            return changed.table
+            if await self._publish(standing, changed):
+                await self._audit(standing, _table_entry(changed, "kept", table.champion))
+                self._obey(standing, changed)
+                return
+            lost = changed
 
     async def _was_decided(self, standing: Standing, cause: Event, *, recorded: bool = True) -> bool:
         """Whether this event led to a table before; `recorded`: or to an entry of its own in the audit trail."""
-        changed = caused_event_id(cause.id, RoutingChanged.__name__)
-        if standing.routing is not None and standing.routing.id == changed:
+        changed = [_changed_id(cause, again) for again in range(ROUNDS)]
+        if standing.routing is not None and standing.routing.id in changed:
             return True
-        return bool(await self._history.audited([changed, cause.id] if recorded else [changed]))
+        return bool(await self._history.audited([*changed, cause.id] if recorded else changed))
 
     async def _audit(self, standing: Standing, *entries: Audit) -> None:
         await self._history.add_audit(*entries)
@@ -380,9 +548,16 @@ class Watch:
         await self._begin()
         standing = self._standings.get(pipeline)
         if standing is None:
-            standing = self._standings[pipeline] = await self._rebuilt(pipeline)
-        elif pipeline in self._pipelines.names():
-            standing.declare(await self._pipelines.file(pipeline))
+            return await self._rebuilt(pipeline)
+        if pipeline in self._pipelines.names():
+            declared = await self._pipelines.declared(pipeline)
+            standing.declare(declared.spec, declared.time)
+        for version, ready in self._versions.get(pipeline, {}).items():
+            if version not in standing.versions:
+                standing.know(ready)
+        newest = self._routes.now(pipeline)
+        if newest is not None and (standing.routing is None or newest.id != standing.routing.id):
+            await self._fresh(standing, whole=True)
         return standing
 
     async def _known(self, pipeline: str) -> Standing:
@@ -392,10 +567,22 @@ class Watch:
             await self._pipelines.declared(pipeline)
         return await self._standing(pipeline)
 
+    async def _fresh(self, standing: Standing, *, whole: bool = False) -> Standing:
+        """The state after reading what other processes decided since it was last read."""
+        newest = self._routes.now(standing.pipeline)
+        moved = newest is not None and (standing.routing is None or newest.id != standing.routing.id)
+        recent = [] if whole or moved else await self._history.audit(standing.pipeline, limit=RECENT)
+        if whole or moved or any(entry.id not in standing.recalled for entry in recent):
+            standing.remember(await self._history.audit(standing.pipeline, limit=TRAIL))
+            if newest is not None:
+                standing.obey(newest)
+        return standing
+
     async def _rebuilt(self, pipeline: str) -> Standing:
         standing = Standing(pipeline)
         try:
-            standing.declare(await self._pipelines.file(pipeline))
+            declared = await self._pipelines.declared(pipeline)
+            standing.declare(declared.spec, declared.time)
         except Unknown:
             log.debug("pipeline is not declared", pipeline=pipeline)
         for ready in self._versions.get(pipeline, {}).values():
@@ -405,11 +592,7 @@ class Watch:
         if newest is not None:
             await self._catch_up(standing, newest)
             standing.obey(newest)
-        async for page in self._history.all_scores(pipeline):
-            await asyncio.to_thread(standing.scored, page)
-        for version in standing.versions:
-            limit = OUTCOMES * standing.rules.min_samples
-            await self._observe(standing, await self._history.joined(pipeline, version=version, limit=limit))
+        self._standings[pipeline] = standing
         return standing
 
     async def _catch_up(self, standing: Standing, newest: RoutingChanged) -> None:
@@ -436,13 +619,15 @@ class Watch:
                 return
             for kind in (PipelineRemoved, EntityForgotten, ModelReady):
                 async for received in self._bus.replay(kind):
-                    self._learn(_event(received.event))
+                    self.learn(_event(received.event))
             self._begun = True
 
-    def _learn(self, event: Event | None) -> None:
+    def learn(self, event: Event | None) -> None:
+        """Take note of what every process has to know, whoever reacts to it."""
         match event:
             case PipelineRemoved():
                 self._removed[event.pipeline] = max(event.time, self._removed.get(event.pipeline, event.time))
+                self._part(event.pipeline)
             case EntityForgotten():
                 self._forgotten[event.pipeline, event.entity] = event.time
             case ModelReady() if not self._is_over(event):
@@ -452,23 +637,27 @@ class Watch:
 
     async def _end(self, event: PipelineRemoved, why: str = "") -> None:
         """Drop what came before the removal; a pipeline declared again by that name stays."""
-        self._learn(event)
+        self.learn(event)
         entry = _entry(event, REMOVED, event.pipeline, why or f"{event.by} removed it", who=event.by)
         await self._history.add_audit(entry)
-        known = self._versions.pop(event.pipeline, {})
-        living = {version: ready for version, ready in known.items() if not self._is_over(ready)}
-        standing = self._standings.get(event.pipeline)
-        if standing is not None and (standing.routing is None or self._is_over(standing.routing)):
-            del self._standings[event.pipeline]
-        if living:
-            self._versions[event.pipeline] = living
-        else:
+        if event.pipeline not in self._versions:
             # A service that starts later must not load what is gone.
             await self._bus.erase(ModelReady, event.pipeline)
 
+    def _part(self, pipeline: str) -> None:
+        """Let go of what came before the pipeline's removal."""
+        known = self._versions.pop(pipeline, {})
+        living = {version: ready for version, ready in known.items() if not self._is_over(ready)}
+        if living:
+            self._versions[pipeline] = living
+        standing = self._standings.get(pipeline)
+        if standing is not None and (standing.routing is None or self._is_over(standing.routing)):
+            del self._standings[pipeline]
+        self._spare.pop(pipeline, None)
+
     async def _forget(self, event: EntityForgotten, why: str = "") -> None:
         """Take the entity off the bus, and remember that what still comes of it from before is not to be kept."""
-        self._learn(event)
+        self.learn(event)
         for topic in OF_ENTITIES:
             await self._bus.erase(topic, event.entity)
             await self._bus.erase(f"{topic.topic()}{DEAD}", event.entity)
@@ -486,9 +675,10 @@ class Watch:
 class Follow:
     """Keeps the view of where each pipeline stands, for people to look at."""
 
-    def __init__(self, bus: Bus, progress: Progress) -> None:
+    def __init__(self, bus: Bus, progress: Progress, learn: Callable[[Event], None]) -> None:
         self._bus = bus
         self._progress = progress
+        self._learn = learn
 
     async def milestones(self) -> None:
         """Read every milestone from the first on, for ever. Raises `Unavailable` when the bus goes away."""
@@ -499,9 +689,12 @@ class Follow:
     async def _follow(self, kind: type[Event]) -> None:
         async for received in self._bus.follow(kind):
             event = _event(received.event) if received.record.value is not None else None
+            if event is None:
+                continue
+            self._learn(event)
             if isinstance(event, PipelineRemoved):
                 self._progress.forget(event.pipeline, event.time)
-            elif event is not None:
+            else:
                 self._progress.take(event)
 
 
@@ -555,10 +748,41 @@ def _event(read: Callable[[], Event]) -> Event | None:
         return None
 
 
-def _changed(cause: Event, decision: Decision, *, at: datetime) -> RoutingChanged | None:
+def _changed(cause: Event, decision: Decision, *, at: datetime, again: int = 0) -> RoutingChanged | None:
+    """The table as an event; one that was decided `again` is another event than the one that lost."""
     if decision.table is None:
         return None
-    return RoutingChanged.caused_by(cause, source=SOURCE, at=at, table=decision.table, why=decision.why, by=AUTOMATION)
+    return RoutingChanged.caused_by(
+        cause, source=SOURCE, at=at, of=_round(again), table=decision.table, why=decision.why, by=AUTOMATION
+    )
+
+
+def _changed_id(cause: Event, again: int) -> str:
+    return caused_event_id(cause.id, RoutingChanged.__name__, _round(again))
+
+
+def _round(again: int) -> str:
+    return str(again) if again else ""
+
+
+def _told(joined: Sequence[Joined]) -> list[OutcomeJoined]:
+    """Answers of versions beside what came true, as events; the same outcome always makes the same event."""
+    return [
+        OutcomeJoined.caused_by(
+            pair.outcome,
+            source=SOURCE,
+            at=pair.outcome.time,
+            pipeline=pair.score.pipeline,
+            version=pair.score.version,
+            score_id=pair.score.score_id,
+            scored_at=pair.score.time,
+            observed_at=pair.outcome.observed_at,
+            predicted=pair.score.value,
+            outcome=pair.outcome.outcome,
+        )
+        for pair in joined
+        if pair.score.served_by not in VERSIONLESS
+    ]
 
 
 def _entry(

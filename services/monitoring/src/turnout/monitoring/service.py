@@ -16,15 +16,19 @@ from turnout.common.events import (
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
 from turnout.monitoring import http
+from turnout.monitoring.adapters.sqlite import SqliteState
 from turnout.monitoring.domain.progress import Progress
-from turnout.monitoring.reactions import FOLLOWED, Expiry, Follow, Watch
+from turnout.monitoring.reactions import COUNTED, FOLLOWED, Expiry, Follow, Watch
 from turnout.monitoring.settings import MonitoringSettings
 
 
 def build(env: Environment) -> Service:
     """Monitoring over the environment's bus and history store."""
     settings = MonitoringSettings()
-    watch = Watch(bus=env.bus, history=env.history, pipelines=env.pipelines, routes=env.routes, now=env.now)
+    state = SqliteState(env.home / "monitoring" / "state.sqlite")
+    watch = Watch(
+        bus=env.bus, history=env.history, state=state, pipelines=env.pipelines, routes=env.routes, now=env.now
+    )
     progress = Progress()
     expiry = Expiry(
         env.history,
@@ -39,10 +43,12 @@ def build(env: Environment) -> Service:
             Reaction("versions", (ModelReady, VersionEjected, VersionRestored), watch.versions),
             Reaction("scores", (ScoreProduced,), watch.scored),
             Reaction("outcomes", (OutcomeObserved,), watch.observed),
+            Reaction("counts", COUNTED, watch.counted),
             Reaction("removed", (PipelineRemoved,), watch.removed),
             Reaction("forgotten", (EntityForgotten,), watch.forgotten),
         ),
         app=http.app(watch, http.Reports(watch, env.history, progress), callers),
-        background=(Follow(env.bus, progress).milestones, expiry.run),
+        background=(Follow(env.bus, progress, watch.learn).milestones, expiry.run),
         follows=FOLLOWED,
+        close=state.close,
     )

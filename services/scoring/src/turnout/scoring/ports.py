@@ -11,8 +11,16 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # a version's process imports this module at its start: pyarrow and pydantic would double the time
     from turnout.common.bus.port import Record
-    from turnout.common.events import BatchScoringRequested, DataSetRef, Event, ModelReady, RoutingChanged
+    from turnout.common.events import (
+        BatchScoringRequested,
+        DataSetRef,
+        Event,
+        ModelReady,
+        RoutingChanged,
+        ScoreProduced,
+    )
     from turnout.common.lake.port import Lake
+    from turnout.common.summary import Gathered
     from turnout.scoring.domain.signature import Feeds
 
 Output = NDArray[Any]
@@ -139,16 +147,29 @@ class Outbox(Protocol):
         """Append; durable when it returns. Raises `Unavailable` ("disk full") and then nothing was appended."""
         ...
 
+    async def count(self, scores: Sequence[ScoreProduced]) -> None:
+        """Keep what is counted of scores that reach the bus another way; durable when it returns."""
+        ...
+
     async def find(self, ident: str) -> Event | None:
         """The event appended lately whose id (a score: whose score id) is `ident`."""
         ...
 
     async def take(self, most: int) -> tuple[Sequence[Record], int]:
-        """The oldest records not yet relayed, and the position after them."""
+        """The oldest records not yet relayed, and the position after them (0: nothing waits)."""
         ...
 
     async def relayed(self, position: int) -> None:
         """Records up to `position` are on the bus."""
+        ...
+
+    async def scores(self, after: int | None, most: int) -> tuple[Sequence[Record], int]:
+        """Scores that were relayed or counted, at positions behind `after` (None: behind all that were summarised),
+        each score id's first one, out of `most` records; and the position after them."""
+        ...
+
+    async def summarise(self, parts: Sequence[Gathered], position: int) -> None:
+        """Append summaries of all scores up to `position`, numbered, and take note of the position: both or nothing."""
         ...
 
     async def arrival(self) -> None:

@@ -46,7 +46,7 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
         name=f"{NAME}-{given.worker}",
         spare=given.spare,
     )
-    relay = Relay(outbox, environment.bus)
+    relay = Relay(outbox, environment.bus, fleet.ready)
     answering = Answering(fleet, outbox, now=environment.now, reserve=given.reserve_ms / 1000)
     asking = Asking(fleet, lambda: environment.online, seconds=given.features_ms / 1000)
     batches = Batches(
@@ -87,7 +87,9 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
         name=NAME,
         reactions=[
             Reaction(
-                "requests", [ScoreRequested], Requests(fleet, answering, asking, environment.pipelines, environment.now)
+                "requests",
+                [ScoreRequested],
+                Requests(fleet, answering, asking, pipelines=environment.pipelines, outbox=outbox, now=environment.now),
             ),
             Reaction("batches", [BatchScoringRequested], batches, long=True),
             Reaction("forget", [EntityForgotten], Forgetting(outbox)),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from turnout.common.events import ColumnProfile, Histogram
-from turnout.monitoring.domain.summary import Bins, Counts, Shape
+from turnout.common.summary import Bins, Counts, Shape
 
 # Fewer live values say nothing about a distribution.
 ENOUGH = 50

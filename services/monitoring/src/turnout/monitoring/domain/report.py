@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field, JsonValue
 
 from turnout.common.events import RoutingTable
 from turnout.common.history.port import Audit, Joined
+from turnout.common.summary import VERSIONLESS, Summary
 from turnout.monitoring.domain.drift import FeatureReport, compare
 from turnout.monitoring.domain.progress import Stage
 from turnout.monitoring.domain.standing import Standing
-from turnout.monitoring.domain.summary import VERSIONLESS, Summary
 from turnout.monitoring.domain.verdict import wilson_interval
 
 # Classes in a confusion matrix; the rarest others share one row.

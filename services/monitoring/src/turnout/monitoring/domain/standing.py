@@ -1,22 +1,25 @@
-"""What is known of one pipeline: its versions, its table, what they answered and what really happened.
+"""What is known of one pipeline: its versions, its table, what was decided; and what follows from what was counted.
 
-All of it is memory: it is told again from the bus and the history store after a restart, in the same words.
+Decisions are told again from the bus and the audit trail, in the same words, by whichever process asks. What was
+counted is keyed state (`tally`) and is handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from turnout.common import expression, values
 from turnout.common.errors import Invalid
-from turnout.common.events import ModelReady, RoutingChanged, RoutingTable, ScoreProduced
+from turnout.common.events import ModelReady, RoutingChanged, RoutingTable
 from turnout.common.history.port import Audit, Joined
 from turnout.common.pipeline import PipelineFile
-from turnout.monitoring.domain.summary import VERSIONLESS, Shape, Summary, merge, shape_of, summarise
+from turnout.common.summary import Shape, Summary, shape_of
+from turnout.monitoring.domain.tally import Limits, Pair, Tally
 from turnout.monitoring.domain.verdict import (
     OUTCOMES,
+    WINDOW,
     Evidence,
     Quality,
     Reference,
@@ -47,14 +50,14 @@ class Standing:
     file: PipelineFile | None = None
     routing: RoutingChanged | None = None
     versions: dict[str, ModelReady] = field(default_factory=dict[str, ModelReady])
-    summaries: dict[str, Summary] = field(default_factory=dict[str, Summary])
-    qualities: dict[str, Quality] = field(default_factory=dict[str, Quality])
+    tallies: Mapping[str, Tally] = field(default_factory=dict[str, Tally])
     unfit: set[str] = field(default_factory=set[str])
     deployed: dict[str, datetime] = field(default_factory=dict[str, datetime])
     troubles: dict[tuple[int, str, Signal], Trouble] = field(default_factory=dict[tuple[int, str, Signal], Trouble])
     last_table: int = 0
+    recalled: set[str] = field(default_factory=set[str])
+    _declared: datetime | None = None
     _shapes: dict[str, Shape] = field(default_factory=dict[str, Shape])
-    _tries: Tries | None = None
 
     @property
     def table(self) -> RoutingTable | None:
@@ -69,15 +72,22 @@ class Standing:
         monitoring = self.file.monitoring
         return Rules(monitoring.min_samples, monitoring.late_share, monitoring.accuracy_drop)
 
+    @property
+    def limits(self) -> Limits:
+        """How much of what is newest is kept to judge by."""
+        least = self.rules.min_samples
+        return Limits(tries=WINDOW * least, pairs=OUTCOMES * least)
+
+    @property
+    def summaries(self) -> Mapping[str, Summary]:
+        """What each version answered."""
+        return {version: tally.summary for version, tally in self.tallies.items()}
+
     # --- what is told -------------------------------------------------------------------------------------------
 
-    def declare(self, file: PipelineFile) -> None:
-        """The pipeline file, or a newer one; new rules begin with new samples."""
-        if file is self.file:
-            return
-        before, self.file = self.rules, file
-        if self.rules != before:
-            self._watch_from(None if self.routing is None else self.routing.time)
+    def declare(self, file: PipelineFile, at: datetime) -> None:
+        """The pipeline file, or a newer one; its rules begin with new samples."""
+        self.file, self._declared = file, at
 
     def know(self, ready: ModelReady) -> None:
         """A version may answer."""
@@ -89,17 +99,18 @@ class Standing:
         self.routing = routing
         self.last_table = max(self.last_table, routing.table.version)
         self.deployed.setdefault(routing.table.champion, routing.time)
-        self._watch_from(routing.time)
 
     def remember(self, trail: Iterable[Audit]) -> None:
-        """The audit trail, newest first: what was decided before this process lived.
+        """The whole audit trail, newest first: what was decided before this process lived, or by another one.
 
         What lies before the pipeline's removal belongs to another pipeline of that name, but for the table's number,
         which only grows.
         """
         living: list[Audit] = []
         removed = False
+        self.unfit, self.deployed, self.troubles, self.recalled = set(), {}, {}, set()
         for entry in trail:
+            self.recalled.add(entry.id)
             removed = removed or entry.action == REMOVED
             if not removed:
                 living.append(entry)
@@ -108,9 +119,12 @@ class Standing:
                 self.last_table = max(self.last_table, table.version)
         for entry in reversed(living):
             self.recall(entry)
+        if self.routing is not None:
+            self.deployed.setdefault(self.routing.table.champion, self.routing.time)
 
     def recall(self, entry: Audit) -> None:
         """One decision, oldest first."""
+        self.recalled.add(entry.id)
         table = _table(entry)
         if table is not None:
             self.deployed.setdefault(table.champion, entry.at)
@@ -124,39 +138,6 @@ class Standing:
             trouble.told += entry.action == "degraded"
             trouble.open = entry.action == "degraded"
 
-    def scored(self, scores: Sequence[ScoreProduced]) -> None:
-        """Scores, each of them for the first time, in about the order they were given."""
-        merge(self.summaries, summarise(scores, self._shapes))
-        table = self.table
-        if table is None or self._tries is None:
-            return
-        for score in sorted(scores, key=lambda s: s.time):
-            for attempt in score.attempts:
-                if attempt.version == table.champion:
-                    self._tries.add(attempt, score.source, score.time)
-
-    def restored(self, version: str) -> None:
-        """A router asks the version again."""
-        if self._tries is not None and self.table is not None and version == self.table.champion:
-            self._tries.restored()
-
-    def observed(self, joined: Iterable[Joined]) -> int:
-        """Scores with what really happened; how many outcomes could not be read in the label's terms."""
-        unreadable = 0
-        for pair in sorted(joined, key=lambda j: j.score.time):
-            version = pair.score.version
-            reference = self.reference(version)
-            actual = self.actual(pair)
-            unreadable += actual is None
-            if reference is None or actual is None or pair.score.served_by in VERSIONLESS:
-                continue
-            quality = self.qualities.setdefault(version, Quality(OUTCOMES * self.rules.min_samples))
-            try:
-                quality.add(pair.score.score_id, reference.loss(pair.score.value, actual))
-            except ValueError:
-                unreadable += 1
-        return unreadable
-
     # --- what is asked ------------------------------------------------------------------------------------------
 
     def reference(self, version: str) -> Reference | None:
@@ -168,16 +149,38 @@ class Standing:
         """Training's bins of a version's raw inputs."""
         return self._shapes.get(version, {})
 
+    def quality(self, version: str) -> Quality | None:
+        """A version's newest outcomes against what it predicted; None where nothing was promised."""
+        reference, tally = self.reference(version), self.tallies.get(version)
+        if reference is None or tally is None:
+            return None
+        found = Quality(self.limits.pairs)
+        for score_id, pair in tally.pairs.items():
+            loss = self._loss(reference, version, pair)
+            if loss is not None:
+                found.add(score_id, loss)
+        return found
+
+    def readable(self, version: str, predicted: float | str, outcome: float | str | bool) -> bool:
+        """Whether an outcome says something of the version's answer."""
+        reference = self.reference(version)
+        if reference is None:
+            return self._actual(version, predicted, outcome) is not None
+        return self._loss(reference, version, Pair(0, 0, predicted, outcome)) is not None
+
     def actual(self, pair: Joined) -> float | str | None:
+        """What `Joined` says came true, in the model's terms."""
+        return self._actual(pair.score.version, pair.score.value, pair.outcome.outcome)
+
+    def _actual(self, version: str, predicted: float | str, outcome: float | str | bool) -> float | str | None:
         """The outcome in the model's terms: a number, or a class; None where it is neither.
 
         With `source.positive` the model's classes are true and false; the outcome may be one of them or the label's
         own value, for which the expression decides.
         """
-        ready = self.versions.get(pair.score.version)
+        ready = self.versions.get(version)
         task = ready.target.task if ready is not None else None
-        outcome = pair.outcome.outcome
-        if task == "regression" or (task is None and not isinstance(pair.score.value, str)):
+        if task == "regression" or (task is None and not isinstance(predicted, str)):
             try:
                 return values.number(outcome, "outcome")
             except Invalid:
@@ -190,14 +193,25 @@ class Standing:
 
     def verdicts(self) -> list[Evidence]:
         """What is wrong with the champion and was not yet told of this table."""
-        found = (self._tries.verdict() if self._tries else None, self._wrong())
+        found = (self.tries.verdict(), self._wrong())
         return [e for e in found if e is not None and not self.trouble(e.signal).open]
 
     def recovered(self) -> list[Signal]:
         """Troubles of the champion that were told and are clearly over."""
-        if self._tries is None or not self._tries.well:
-            return []
-        return [s for s in ("latency", "errors") if self.trouble(s).open]
+        told: list[Signal] = [s for s in ("latency", "errors") if self.trouble(s).open]
+        return told if told and self.tries.well else []
+
+    @property
+    def tries(self) -> Tries:
+        """The newest attempts at the champion under the table and the rules in force."""
+        begins = [at for at in (self._declared, self.routing.time if self.routing else None) if at is not None]
+        found = Tries(self.rules, max(begins, default=None))
+        tally = self.tallies.get(self.table.champion) if self.table is not None else None
+        if tally is not None:
+            every = [(*one[:3], router, one[3]) for router, tries in tally.tries.items() for one in tries]
+            for *_, router, tried in sorted(every, key=lambda t: (t[0], t[3], *t[1:3])):
+                found.tried(tried, router)
+        return found
 
     def trouble(self, signal: Signal) -> Trouble:
         """What was told of the champion under this table."""
@@ -208,7 +222,7 @@ class Standing:
     def _wrong(self) -> Evidence | None:
         if self.table is None:
             return None
-        quality, reference = self.qualities.get(self.table.champion), self.reference(self.table.champion)
+        quality, reference = self.quality(self.table.champion), self.reference(self.table.champion)
         return wrong(quality, reference, self.rules) if quality and reference else None
 
     def _positive(self, outcome: str) -> str | None:
@@ -222,8 +236,14 @@ class Standing:
         answer = expression.evaluate(node, {self.file.source.label: cell})
         return None if answer is None else ("true" if answer else "false")
 
-    def _watch_from(self, since: datetime | None) -> None:
-        self._tries = Tries(self.rules, since)
+    def _loss(self, reference: Reference, version: str, pair: Pair) -> float | None:
+        actual = self._actual(version, pair.predicted, pair.outcome)
+        if actual is None:
+            return None
+        try:
+            return reference.loss(pair.predicted, actual)
+        except ValueError:
+            return None
 
 
 def _table(entry: Audit) -> RoutingTable | None:

@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from statistics import NormalDist
 from typing import Literal
 
-from turnout.common.events import Attempt, VersionStats
+from turnout.common.events import Attempt, Tried, VersionStats
+from turnout.common.summary import moment
 
 Signal = Literal["latency", "errors", "accuracy"]
 
@@ -25,6 +26,8 @@ TRIAL_REQUESTS = 5
 WINDOW = 2
 # Joined outcomes that are looked at, in `min_samples`.
 OUTCOMES = 10
+# A stretch of requests that passed a version by is looked at as so many, spread over its time, or `min_samples`.
+PASSED_BY = 2 * TRIAL_REQUESTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,23 @@ class Tries:
                 self._passed_by(router, at)
             case "loading":
                 return
+
+    def tried(self, one: Tried, router: str) -> None:
+        """Take in what a summary tells of an attempt, or of a stretch of them."""
+        first, last = moment(one.at), moment(one.at if one.until is None else one.until)
+        if one.outcome != "off":
+            self.add(Attempt(version="", outcome=one.outcome, milliseconds=one.milliseconds), router, first)
+            return
+        if self._since is not None:
+            first = max(first, self._since)
+        if last < first:
+            return
+        count = min(one.times, max(PASSED_BY, self._rules.min_samples))
+        off = Attempt(version="", outcome="off")
+        for index in range(1, count + 1):
+            self.add(
+                off, router, last if index == count else first + (last - first) * ((index - 1) / max(count - 1, 1))
+            )
 
     def restored(self, router: str | None = None) -> None:
         """A router asks the version again (None: whichever): that it was passed by meanwhile is no evidence."""

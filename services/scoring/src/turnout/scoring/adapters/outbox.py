@@ -1,4 +1,4 @@
-"""Events on their way to the bus, in one SQLite file of this worker.
+"""Events on their way to the bus, in one SQLite file of this worker; and how far their scores are summarised.
 
 One thread writes. It takes all that waits and commits it at once, so the requests of one turn of the event loop share
 one commit. `synchronous=FULL` survives a power cut, `NORMAL` a killed process (sqlite.org/pragma.html).
@@ -16,17 +16,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+from uuid import uuid4
 
 import orjson
 
 from turnout.common.bus.cloudevents import encode
 from turnout.common.bus.port import Received, Record
 from turnout.common.errors import TurnoutError, Unavailable
-from turnout.common.events import Event
+from turnout.common.events import Event, ScoreProduced
+from turnout.common.summary import Gathered
 from turnout.common.wal import Synchronous, open_wal
 
 # Relayed events stay this long to be found by their id, and at most this many.
 KEPT = 50_000
+SOURCE = "/scoring"
+# In place of a topic: a score that reaches the bus another way, kept to be counted.
+COUNTED = ".counted"
 # More appends than this at once wait their turn.
 _GROUP = 500
 _PATIENCE = 5.0
@@ -39,7 +44,16 @@ create table if not exists outbox (
 create index if not exists outbox_ident on outbox (ident);
 create table if not exists relayed (only_one integer primary key check (only_one = 0), position integer not null);
 insert or ignore into relayed values (0, 0);
+create table if not exists summarised (
+    only_one integer primary key check (only_one = 0), position integer not null, outbox text not null
+);
+create table if not exists sequence (
+    pipeline text not null, version text not null, number integer not null, primary key (pipeline, version)
+) without rowid;
 """
+# The file's own name, for as long as it lives: its summaries are numbered under it. In a file from before there were
+# summaries, what was relayed was counted by others.
+_NAMED = "insert or ignore into summarised select 0, position, ? from relayed"
 
 
 class SqliteOutbox:
@@ -63,6 +77,12 @@ class SqliteOutbox:
         await self._ask(events=events)
         self._arrived.set()
 
+    async def count(self, scores: Sequence[ScoreProduced]) -> None:
+        """See `Outbox.count`."""
+        rows = [_counted(score) for score in scores]
+        await self._ask(call=lambda db: db.executemany(_INSERT, rows) and None, writes=True)
+        self._arrived.set()
+
     async def find(self, ident: str) -> Event | None:
         """See `Outbox.find`."""
         row = await self._ask(call=lambda db: _find(db, ident))
@@ -76,6 +96,15 @@ class SqliteOutbox:
     async def relayed(self, position: int) -> None:
         """See `Outbox.relayed`."""
         await self._ask(call=lambda db: _relayed(db, position), writes=True)
+
+    async def scores(self, after: int | None, most: int) -> tuple[Sequence[Record], int]:
+        """See `Outbox.scores`."""
+        return await self._ask(call=lambda db: _scores(db, after, most))
+
+    async def summarise(self, parts: Sequence[Gathered], position: int) -> None:
+        """See `Outbox.summarise`."""
+        await self._ask(call=lambda db: _summarise(db, parts, position), writes=True)
+        self._arrived.set()
 
     async def arrival(self) -> None:
         """See `Outbox.arrival`."""
@@ -211,6 +240,7 @@ _INSERT = "insert into outbox (ident, pipeline, entity, topic, key, headers, val
 def _open(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     db = open_wal(path, synchronous=synchronous)
     db.executescript(_SCHEMA)
+    db.execute(_NAMED, (str(uuid4()),))
     return db
 
 
@@ -220,6 +250,14 @@ def _row(event: Event) -> tuple[Any, ...]:
     headers = orjson.dumps([(name, value.decode()) for name, value in record.headers])
     entity = getattr(event, "entity", None)
     return ident, event.pipeline, entity, record.topic, record.key, headers, record.value
+
+
+def _counted(score: ScoreProduced) -> tuple[Any, ...]:
+    attempts = [{"version": a.version, "outcome": a.outcome, "milliseconds": a.milliseconds} for a in score.attempts]
+    value = {name: getattr(score, name) for name in ("pipeline", "version", "served_by", "value", "milliseconds")}
+    value |= {"values": dict(score.values), "attempts": attempts}
+    headers = orjson.dumps([("ce_time", score.time.isoformat())])
+    return score.score_id, score.pipeline, score.entity, COUNTED, None, headers, orjson.dumps(value)
 
 
 def _find(db: sqlite3.Connection, ident: str) -> tuple[Any, ...] | None:
@@ -237,12 +275,50 @@ def _take(db: sqlite3.Connection, most: int) -> tuple[list[Record], int]:
         " where position > (select position from relayed) order by position limit ?",
         (most,),
     ).fetchall()
-    return [_record(row[1:]) for row in rows], rows[-1][0] if rows else 0
+    return [_record(row[1:]) for row in rows if row[1] != COUNTED], rows[-1][0] if rows else 0
 
 
 def _relayed(db: sqlite3.Connection, position: int) -> None:
     db.execute("update relayed set position = max(position, ?)", (position,))
-    db.execute("delete from outbox where position <= ? - ?", (position, KEPT))
+    _tidy(db)
+
+
+def _tidy(db: sqlite3.Connection) -> None:
+    """Remove what was relayed and summarised long ago."""
+    db.execute(
+        "delete from outbox where position <= (select min(r.position - ?, s.position) from relayed r, summarised s)",
+        (KEPT,),
+    )
+
+
+def _scores(db: sqlite3.Connection, after: int | None, most: int) -> tuple[list[Record], int]:
+    (summarised,) = db.execute("select position from summarised").fetchone()
+    start = summarised if after is None else after
+    (end,) = db.execute(
+        "select coalesce(max(position), ?1) from (select position from outbox"
+        " where position > ?1 and position <= (select position from relayed) order by position limit ?2)",
+        (start, most),
+    ).fetchone()
+    # A request that was delivered twice may have been answered twice; the first answer is the one that is kept.
+    rows = db.execute(
+        "select topic, key, headers, value from outbox o where position > ? and position <= ?"
+        " and topic in ('ScoreProduced', '.counted') and not exists (select 1 from outbox e where e.ident = o.ident"
+        " and e.topic in ('ScoreProduced', '.counted') and e.position < o.position) order by position",
+        (start, end),
+    ).fetchall()
+    return [_record(row) for row in rows], end
+
+
+def _summarise(db: sqlite3.Connection, parts: Sequence[Gathered], position: int) -> None:
+    (outbox,) = db.execute("select outbox from summarised").fetchone()
+    for part in parts:
+        (number,) = db.execute(
+            "insert into sequence values (?, ?, 1) on conflict do update set number = number + 1 returning number",
+            (part.pipeline, part.version),
+        ).fetchone()
+        db.execute(_INSERT, _row(part.event(SOURCE, outbox, number)))
+    db.execute("update summarised set position = max(position, ?)", (position,))
+    _tidy(db)
 
 
 def _waiting(db: sqlite3.Connection) -> int:

@@ -11,6 +11,7 @@ from turnout.common.errors import Unavailable
 from turnout.common.events import Event, ScoreRequested
 from turnout.common.runtime.service import Clock
 from turnout.common.runtime.views import Pipelines
+from turnout.scoring.ports import Outbox
 from turnout.scoring.reactions.answering import Answering, LateError, Request
 from turnout.scoring.reactions.asking import Asking
 from turnout.scoring.reactions.fleet import Fleet
@@ -25,8 +26,18 @@ class Requests:
     The score's id is the request's, so a request that is delivered twice has one score.
     """
 
-    def __init__(self, fleet: Fleet, answering: Answering, asking: Asking, pipelines: Pipelines, now: Clock) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        answering: Answering,
+        asking: Asking,
+        *,
+        pipelines: Pipelines,
+        outbox: Outbox,
+        now: Clock,
+    ) -> None:
         self._fleet = fleet
+        self._outbox = outbox
         self._pipelines = pipelines
         self._answering = answering
         self._asking = asking
@@ -70,5 +81,6 @@ class Requests:
             scores = await self._answering.answer(request)
         except LateError as error:
             raise Unavailable(f"version {first.version}", str(error)) from None
+        await self._outbox.count(scores)
         self._answering.meter(request, scores)
         return scores

@@ -1,5 +1,6 @@
 """Many scores of one version as one small value that can be merged with another: the seam for scale.
 
+Scoring makes a summary of about a second, monitoring merges them.
 `merge` is associative and commutative, so a summary of a day is the merge of its seconds, whoever made them.
 A summary's size does not depend on how many scores are in it: about 20 kB at most for latency and for each
 numeric prediction, and one counter per bin of the training profile.
@@ -9,17 +10,26 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol
 
 from ddsketch.ddsketch import BaseDDSketch
 from ddsketch.mapping import LogarithmicMapping
 from ddsketch.store import CollapsingLowestDenseStore
 
 from turnout.common.errors import Invalid
-from turnout.common.events import Attempt, Column, ColumnProfile, ScoreProduced
+from turnout.common.events import (
+    Attempt,
+    Column,
+    ColumnProfile,
+    ScoresSummarised,
+    Summed,
+    Tried,
+)
+from turnout.common.ids import caused_event_id
 from turnout.common.values import Cell, Kind, cell
 
 RELATIVE_ACCURACY = 0.01
@@ -30,6 +40,11 @@ MAX_CLASSES = 200
 OTHER = "(other)"
 # Who answers without a version of its own: what it says is no evidence of a version.
 VERSIONLESS = ("cache", "baseline")
+# The newest attempts that a summary tells one by one: more than a verdict looks at.
+TRIES = 200
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class Quantiles:
@@ -95,8 +110,10 @@ class Quantiles:
         return made
 
     def _stretch(self, least: float, greatest: float) -> None:
-        self.least = least if self.least is None else min(self.least, least)
-        self.greatest = greatest if self.greatest is None else max(self.greatest, greatest)
+        if self.least is None or least < self.least:
+            self.least = least
+        if self.greatest is None or greatest > self.greatest:
+            self.greatest = greatest
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +140,7 @@ class Bins:
 
     def _between(self, at: float) -> int:
         # A value outside goes to the end bins, as in training; the last bin holds its upper edge.
-        return min(max(bisect_right(self.edges, at) - 1, 0), len(self.edges) - 2)
+        return bisect_right(self.edges, at, 1, len(self.edges) - 1) - 1
 
 
 # Raw column -> its bins.
@@ -142,6 +159,69 @@ def shape_of(inputs: Iterable[Column], profile: Iterable[ColumnProfile]) -> Shap
         if len(histogram.edges) >= 2 or histogram.categories:
             shape[column.name] = Bins(column.kind, histogram.edges, histogram.categories)
     return shape
+
+
+class Asked(Protocol):
+    """An `Attempt`, or what is left of one on its way."""
+
+    @property
+    def version(self) -> str:
+        """Which version was asked."""
+        ...
+
+    @property
+    def outcome(self) -> Literal["ok", "late", "error", "off", "loading"]:
+        """What came of it."""
+        ...
+
+    @property
+    def milliseconds(self) -> float | None:
+        """How long it took."""
+        ...
+
+
+class Answered(Protocol):
+    """A `ScoreProduced`, or what is left of one on its way; see there."""
+
+    @property
+    def pipeline(self) -> str:
+        """Whose score."""
+        ...
+
+    @property
+    def time(self) -> datetime:
+        """When."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Who answered."""
+        ...
+
+    @property
+    def served_by(self) -> str:
+        """In which role."""
+        ...
+
+    @property
+    def attempts(self) -> Sequence[Asked]:
+        """All who were asked."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, Cell]:
+        """What was asked."""
+        ...
+
+    @property
+    def value(self) -> float | str:
+        """The answer."""
+        ...
+
+    @property
+    def milliseconds(self) -> float:
+        """Until the reply."""
+        ...
 
 
 @dataclass(slots=True)
@@ -201,28 +281,36 @@ class Summary:
         """Mean milliseconds of its runs that ended."""
         return self.microseconds / self.latency.count / 1000 if self.latency.count else None
 
-    def answered(self, score: ScoreProduced, shape: Shape) -> None:
+    def answered(self, score: Answered, shape: Shape) -> None:
         """This version gave the answer."""
         self.served[score.served_by] += 1
         if score.served_by in VERSIONLESS:
             return
         if not any(a.version == score.version for a in score.attempts):
             self.tried(Attempt(version=score.version, outcome="ok", milliseconds=score.milliseconds))
+        if len(self.features) < len(shape):
+            for name, bins in shape.items():
+                self.features.setdefault(name, Counts.on(bins))
+        given = score.values
         for name, bins in shape.items():
-            if name not in self.features:
-                self.features[name] = Counts.on(bins)
-            self.features[name].add(bins.of(score.values.get(name)))
+            self.features[name].add(bins.of(given.get(name)))
         if isinstance(score.value, str):
             self._count_class(score.value, 1)
         else:
             self.numbers.add(float(score.value))
 
-    def tried(self, attempt: Attempt) -> None:
+    def tried(self, attempt: Asked) -> None:
         """This version was asked."""
         self.attempts[attempt.outcome] += 1
         if attempt.milliseconds is not None:
             self.latency.add(attempt.milliseconds)
             self.microseconds += round(attempt.milliseconds * 1000)
+
+    def asked(self, attempt: Asked, score: Answered) -> None:
+        """This version was asked for `score`, whoever gave it."""
+        self.tried(attempt)
+        if attempt.outcome != "ok" and (attempt.version != score.version or score.served_by in VERSIONLESS):
+            self.fallbacks[attempt.outcome] += 1
 
     def merge(self, other: Summary) -> None:
         """Take all of the other's scores in."""
@@ -265,7 +353,10 @@ class Summary:
             fallbacks=Counter(data["fallbacks"]),
             latency=Quantiles.from_json(data["latency"]),
             microseconds=data["microseconds"],
-            features={name: Counts(**counts) for name, counts in data["features"].items()},
+            features={
+                name: Counts(list(found["counts"]), found["other"], found["missing"])
+                for name, found in data["features"].items()
+            },
             classes=Counter(data["classes"]),
             numbers=Quantiles.from_json(data["numbers"]),
         )
@@ -275,17 +366,95 @@ class Summary:
         self.classes[name if known else OTHER] += count
 
 
-def summarise(scores: Iterable[ScoreProduced], shapes: Mapping[str, Shape]) -> dict[str, Summary]:
+def summarise(scores: Iterable[Answered], shapes: Mapping[str, Shape]) -> dict[str, Summary]:
     """A summary per version that was asked or answered; `shapes` per version, where training's bins are known."""
     summaries: defaultdict[str, Summary] = defaultdict(Summary)
     for score in scores:
         summaries[score.version].answered(score, shapes.get(score.version, {}))
         for attempt in score.attempts:
-            asked = summaries[attempt.version]
-            asked.tried(attempt)
-            if attempt.outcome != "ok" and (attempt.version != score.version or score.served_by in VERSIONLESS):
-                asked.fallbacks[attempt.outcome] += 1
+            summaries[attempt.version].asked(attempt, score)
     return dict(summaries)
+
+
+@dataclass(slots=True)
+class Gathered:
+    """A summary of one version of one pipeline while scores are added to it."""
+
+    pipeline: str
+    version: str
+    since: datetime
+    until: datetime
+    summary: Summary = field(default_factory=Summary)
+    tries: deque[Tried] = field(default_factory=lambda: deque[Tried](maxlen=TRIES))
+
+    def event(self, source: str, outbox: str, sequence: int) -> ScoresSummarised:
+        """It as an event; its id comes from who counted and the number."""
+        return ScoresSummarised.first(
+            source=source,
+            at=self.until,
+            id=caused_event_id(outbox, ScoresSummarised.__name__, f"{self.pipeline}\0{self.version}\0{sequence}"),
+            pipeline=self.pipeline,
+            version=self.version,
+            outbox=outbox,
+            sequence=sequence,
+            since=self.since,
+            summary=Summed.model_validate(self.summary.to_json()),
+            tries=tuple(self.tries),
+        )
+
+    def tried(self, outcome: Literal["ok", "late", "error", "off"], at: datetime, milliseconds: float | None) -> None:
+        """An attempt, in the order they happened."""
+        happened = micros(at)
+        last = self.tries[-1] if self.tries else None
+        if outcome == "off" and last is not None and last.outcome == "off":
+            since, until = min(last.at, happened), max(last.until or last.at, happened)
+            self.tries[-1] = Tried(outcome="off", at=since, until=until, times=last.times + 1)
+        else:
+            self.tries.append(Tried(outcome=outcome, at=happened, milliseconds=milliseconds))
+
+
+class Gathering:
+    """Scores of any pipeline on their way to summaries, one per version that was asked or answered."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, str], Gathered] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    @property
+    def parts(self) -> list[Gathered]:
+        """What there is to tell."""
+        return list(self._parts.values())
+
+    def add(self, score: Answered, shape: Shape) -> None:
+        """Count a score in; `shape` is its version's."""
+        self._of(score, score.version).summary.answered(score, shape)
+        for attempt in score.attempts:
+            part = self._of(score, attempt.version)
+            part.summary.asked(attempt, score)
+            if attempt.outcome != "loading":
+                part.tried(attempt.outcome, score.time, attempt.milliseconds)
+
+    def _of(self, score: Answered, version: str) -> Gathered:
+        part = self._parts.get((score.pipeline, version))
+        if part is None:
+            part = self._parts[score.pipeline, version] = Gathered(score.pipeline, version, score.time, score.time)
+        elif score.time > part.until:
+            part.until = score.time
+        elif score.time < part.since:
+            part.since = score.time
+        return part
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970, exact."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def moment(micros: int) -> datetime:
+    """The time of so many microseconds since 1970."""
+    return _EPOCH + micros * _MICROSECOND
 
 
 def merge(into: dict[str, Summary], more: Mapping[str, Summary]) -> None:

@@ -1,0 +1,1 @@
+"""Where monitoring keeps what it counted."""
