@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from turnout.common.bus.port import Bus
-from turnout.common.errors import Invalid, TurnoutError
+from turnout.common.errors import Invalid
 from turnout.common.events import EntityForgotten, Event, FeaturesGenerated, ObservationReceived, PipelineRemoved
 from turnout.common.lake.port import Lake
 from turnout.common.online.port import OnlineStore
@@ -80,13 +80,13 @@ class Refill:
         return []
 
     async def watch(self) -> None:
-        """Fill again what the store lost, for ever; at once after the start."""
+        """Fill again what the store lost, for ever; at once after the start. Raises `Unavailable`."""
         while True:
             for name in self.pipelines.names():
                 try:
                     if _filled(await self.online.marked(name)) is None:
                         await self.fill(name)
-                except TurnoutError as error:
+                except Invalid as error:  # one pipeline's trouble is not the others'
                     log.warning("online store not filled", pipeline=name, why=str(error))
             await asyncio.sleep(LOOK_SECONDS)
 
