@@ -72,12 +72,14 @@ def _download(artefacts: Sequence[str], folder: Path) -> None:
     dependencies = "".join(_DEPENDENCY.format(*artefact.split(":")) for artefact in artefacts)
     (aside / "pom.xml").write_text(_POM.format(dependencies=dependencies))
     copy = [program("mvn"), "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={aside}"]
+    said = ""
     for _ in range(TRIES):  # Maven goes on where it was cut off
         done = subprocess.run(copy, cwd=aside, check=False, capture_output=True, text=True)  # noqa: S603
         if done.returncode == 0:
             aside.rename(folder)
             return
-    raise MissingError(f"Maven could not fetch {', '.join(artefacts)}:\n{done.stdout[-2000:]}{done.stderr[-500:]}")
+        said = done.stdout[-2000:] + done.stderr[-500:]
+    raise MissingError(f"Maven could not fetch {', '.join(artefacts)}:\n{said}")
 
 
 def properties(path: Path, values: Mapping[str, object]) -> Path:
