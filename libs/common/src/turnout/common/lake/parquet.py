@@ -116,14 +116,15 @@ class ParquetLake(ABC):
         with self._reaching():
             schema, partitions = _columns(self._first_schema(manifest))
             base = self._base(manifest.ref)
-            return ds.dataset(
-                [f"{base}/{file.path}" for file in manifest.files],
-                schema=schema,
-                format=self._form,
-                filesystem=self._filesystem,
-                partitioning=ds.HivePartitioning(partitions),
-                partition_base_dir=base,
-            )
+            folders = ds.HivePartitioning(partitions)
+            # Told its size, a file is opened in one request instead of two.
+            fragments = [
+                self._form.make_fragment(
+                    f"{base}/{file.path}", self._filesystem, folders.parse(f"/{file.path}"), file_size=file.bytes
+                )
+                for file in manifest.files
+            ]
+            return ds.FileSystemDataset(fragments, schema, self._form, self._filesystem)
 
     def _first_schema(self, manifest: Manifest) -> pa.Schema:
         """The schema of the first of the data set's own files, with its metadata."""
