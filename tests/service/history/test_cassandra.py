@@ -209,6 +209,34 @@ async def test_an_empty_store_and_a_closed_one(settings: CassandraSettings) -> N
     await unopened.close()
 
 
+async def test_closing_lets_nobody_wait(settings: CassandraSettings) -> None:
+    store = CassandraHistoryStore(settings)
+    opening = asyncio.create_task(store.count_scores("p"))
+    await asyncio.sleep(0)
+    await store.close()
+    with pytest.raises(Unavailable):
+        await opening
+    store = CassandraHistoryStore(settings)
+    await store.count_scores("p")
+    busy = [asyncio.create_task(store.add_scores([score(f"s-{n}-{k}") for n in range(50)])) for k in range(20)]
+    await asyncio.sleep(0.01)
+    await store.close()
+    async with asyncio.timeout(30):
+        ended = await asyncio.gather(*busy, return_exceptions=True)
+    assert any(isinstance(end, Unavailable) for end in ended)
+    assert all(isinstance(end, Unavailable | list) for end in ended), ended
+
+
+async def test_a_caller_that_goes_away_while_we_connect_leaves_the_others_be(settings: CassandraSettings) -> None:
+    store = CassandraHistoryStore(settings)
+    impatient = asyncio.create_task(store.count_scores("p"))
+    patient = asyncio.create_task(store.count_scores("p"))
+    await asyncio.sleep(0.01)
+    impatient.cancel()
+    assert await patient == 0
+    await store.close()
+
+
 async def test_a_newer_format_is_refused_by_name(settings: CassandraSettings, store: CassandraHistoryStore) -> None:
     await store.count_scores("p")
     _execute(settings, f"UPDATE {KEYSPACE}.format SET format = 99 WHERE store = 'history'")

@@ -69,7 +69,7 @@ class Cassandra:
         self._settings = settings
         self._tables = tables
         self._what = f"Cassandra at {settings.hosts}"
-        self._opening: asyncio.Lock = asyncio.Lock()
+        self._opening: asyncio.Future[_Opened] | None = None
         self._room = asyncio.Semaphore(settings.in_flight)
         self._opened: _Opened | None = None
         self._failed: tuple[float, Unavailable] | None = None
@@ -133,12 +133,19 @@ class Cassandra:
         return answer
 
     async def close(self) -> None:
-        """Let go of the cluster; calls fail from now on."""
+        """Let go of the cluster; requests under way are answered first, calls fail from now on."""
         self._closed = True
-        async with self._opening:
-            if self._opened is not None:
-                await asyncio.to_thread(self._opened.cluster.shutdown)
-                self._opened = None
+        if self._opening is not None:
+            await asyncio.wait({self._opening})
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            if opened.under_way:
+                await asyncio.wait(opened.under_way, timeout=self._settings.timeout_seconds)
+            await asyncio.to_thread(opened.cluster.shutdown)
+            # The driver answers nobody once it is shut down.
+            for answer in opened.under_way:
+                if not answer.done():
+                    answer.set_exception(Unavailable(self._what, "the store is closed"))
 
     # --- opening ------------------------------------------------------------------------------------------------
 
@@ -147,25 +154,25 @@ class Cassandra:
             raise Unavailable(self._what, "the store is closed")
         if self._opened is not None:
             return self._opened
-        async with self._opening:
-            if self._opened is None and not self._closed:
-                if self._failed is not None and time.monotonic() < self._failed[0] + _TRY_AGAIN:
-                    raise Unavailable(self._failed[1].what, self._failed[1].why)
-                loop = asyncio.get_running_loop()
-                try:
-                    # A caller that goes away must not leave a cluster behind that nobody closes.
-                    self._opened = await asyncio.shield(asyncio.ensure_future(self._opening_in_thread(loop)))
-                except Unavailable as error:
-                    self._failed = (time.monotonic(), error)
-                    raise
-            if self._opened is None:
-                raise Unavailable(self._what, "the store is closed")
-            return self._opened
+        if self._opening is None:
+            if self._failed is not None and time.monotonic() < self._failed[0] + _TRY_AGAIN:
+                raise Unavailable(self._failed[1].what, self._failed[1].why)
+            self._opening = asyncio.ensure_future(self._connected())
+            # If everybody who waits for it goes away, its failure is nobody's.
+            self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # A caller that goes away must not leave a cluster behind that nobody closes.
+        return await asyncio.shield(self._opening)
 
-    async def _opening_in_thread(self, loop: asyncio.AbstractEventLoop) -> _Opened:
-        opened = await asyncio.to_thread(self._connect, loop)
-        self._opened = opened
-        return opened
+    async def _connected(self) -> _Opened:
+        try:
+            self._opened = await asyncio.to_thread(self._connect, asyncio.get_running_loop())
+        except Unavailable as error:
+            self._failed = (time.monotonic(), error)
+            raise
+        else:
+            return self._opened
+        finally:
+            self._opening = None
 
     def _connect(self, loop: asyncio.AbstractEventLoop) -> _Opened:
         cluster = open_cluster(self._settings)
@@ -223,6 +230,9 @@ class Cassandra:
     async def _sent(self, opened: _Opened, bound: Any, cql: Cql, at: bytes | None) -> asyncio.Future[_Answer]:
         """The answer to come. Waits while too many requests are under way."""
         await self._room.acquire()
+        if self._closed:
+            self._room.release()
+            raise Unavailable(self._what, "the store is closed")
         answer: asyncio.Future[_Answer] = opened.loop.create_future()
         try:
             response = opened.session.execute_async(
@@ -231,6 +241,7 @@ class Cassandra:
         except Exception as error:
             self._room.release()
             raise self._translated(error) from error
+        opened.under_way.add(answer)
         response.add_callbacks(
             callback=lambda rows: self._hand_over(opened, answer, response, rows, None),
             errback=lambda error: self._hand_over(opened, answer, response, None, error),
@@ -252,6 +263,7 @@ class Cassandra:
         while opened.answered:
             answer, response, rows, error = opened.answered.popleft()
             self._room.release()
+            opened.under_way.discard(answer)
             if answer.done():
                 continue
             if error is not None:
@@ -280,6 +292,7 @@ class _Opened:
     loop: asyncio.AbstractEventLoop
     answered: deque[tuple[Any, Any, Any, Any]] = field(default_factory=deque)
     waking: bool = False
+    under_way: set[Any] = field(default_factory=set)
 
 
 # Rows, and where the next page begins.
@@ -377,6 +390,7 @@ def _why(error: Exception) -> str | None:  # noqa: PLR0911 (one answer per kind)
     import cassandra  # noqa: PLC0415 (a process without Cassandra)
     from cassandra.cluster import NoHostAvailable  # noqa: PLC0415
     from cassandra.connection import ConnectionException  # noqa: PLC0415
+    from cassandra.protocol import ServerError  # noqa: PLC0415
 
     match error:
         case NoHostAvailable():
@@ -399,7 +413,7 @@ def _why(error: Exception) -> str | None:  # noqa: PLR0911 (one answer per kind)
             return f"it refuses TURNOUT_CASSANDRA_REPLICATION or the tables: {error}"
         case cassandra.UnresolvableContactPoints():
             return "no name of TURNOUT_CASSANDRA_HOSTS is known"
-        case cassandra.RequestExecutionException() | cassandra.OperationTimedOut():
+        case ServerError() | cassandra.RequestExecutionException() | cassandra.OperationTimedOut():
             return f"{type(error).__name__}: {error}"
         case ConnectionException() | OSError():
             return f"no connection: {error}"

@@ -55,8 +55,8 @@ _IDS = 25
 # Partitions read side by side when they are nearly empty; one at a time when they are full.
 _MOST_SIDE_BY_SIDE = 32
 _FULL = 1_000
-# Scores, outcomes or features removed before the next are looked for.
-_CHUNK = 2_000
+# Names in `joined` that may be without an outcome, looked at beside those asked for.
+_SLACK = 100
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -405,11 +405,11 @@ class CassandraHistoryStore:
     async def _joined(self, pipeline: str, version: str, first: int, limit: int) -> list[Joined]:
         found: list[Joined] = []
         minutes = self._minutes(pipeline, _joined_slice(version), since=first)
-        read = lambda minute: self._db.rows(_NEWEST_JOINED, pipeline, version, minute, first, limit)  # noqa: E731
+        # A few names may be without an outcome: whoever was to keep it died.
+        read = lambda minute: self._db.rows(_NEWEST_JOINED, pipeline, version, minute, first, limit + _SLACK)  # noqa: E731
         async with aclosing(_partition_by_partition(minutes, read)) as parts:
             async for part in parts:
                 places = [(row["at"], row["score_id"]) for row in part]
-                # A name may be without its outcome, so more are looked at than are missing.
                 for some in _chunks(places, max(_FULL, limit)):
                     outcomes = await self._outcomes(pipeline, [ident for _, ident in some])
                     there = await self._beside(pipeline, [p for p in some if p[1] in outcomes], outcomes)
@@ -617,10 +617,13 @@ class CassandraHistoryStore:
 
     async def _name_slices(self, minutes: Collection[tuple[str, str, int]]) -> None:
         """Name partitions (pipeline, slice, minute) before anything is in them."""
-        await self._db.each(_ADD_PIPELINE, sorted({(pipeline,) for pipeline, _, _ in minutes}))
-        await self._db.each(_ADD_DAY, sorted({(pipeline, of, minute // _MINUTES) for pipeline, of, minute in minutes}))
-        await self._db.each(
-            _ADD_MINUTE, [(pipeline, of, minute // _MINUTES, minute) for pipeline, of, minute in sorted(minutes)]
+        days = {(pipeline, of, minute // _MINUTES) for pipeline, of, minute in minutes}
+        await _all(
+            (
+                self._db.each(_ADD_PIPELINE, {(pipeline,) for pipeline, _, _ in minutes}),
+                self._db.each(_ADD_DAY, days),
+                self._db.each(_ADD_MINUTE, [(pipeline, of, m // _MINUTES, m) for pipeline, of, m in minutes]),
+            )
         )
 
     async def _forget_minute(self, pipeline: str, of: str, minute: int, limit: int) -> None:
