@@ -24,7 +24,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 from pydantic import JsonValue
 
-from turnout.common.errors import Invalid
+from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import DataSetRef, Event, ModelFile
 from turnout.common.lake import names, staging
 from turnout.common.lake.bucket import MAX_KEY, Bucket, Content, Entry
@@ -114,7 +114,14 @@ class S3Lake(ParquetLake):
             if found is None:
                 return gone
             manifest, stored = found
-            left = self._without(manifest, where)
+            try:
+                left = self._without(manifest, where)
+            except Unavailable:
+                # The files may have gone with the manifest that named them.
+                now = self._load(place)
+                if now is None or now[1].tag == stored.tag:
+                    raise
+                continue
             if left is manifest:
                 return gone
             crash_point("lake-erased")
