@@ -29,7 +29,7 @@ from turnout.common.bus.kafka.settings import KafkaSettings
 from turnout.common.bus.kafka.topics import Found, Topics, all_topics, too_large, wanted_of
 from turnout.common.bus.kafka.troubles import FAILURES, Refusals, unavailable
 from turnout.common.bus.kafka.writing import Writer
-from turnout.common.bus.port import Delivery, Received, Record, Topic, name_of
+from turnout.common.bus.port import Delivery, Received, Record, Standing, Topic, name_of
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import Event
 
@@ -37,6 +37,8 @@ from turnout.common.events import Event
 WATCH_SECONDS = 2.0
 # The bytes of a record besides its key, value and headers, at most.
 RECORD_OVERHEAD = 200
+# The bytes of a header besides its name (four for a letter) and value, at most.
+HEADER_OVERHEAD = 10
 
 
 class KafkaBus:
@@ -128,6 +130,23 @@ class KafkaBus:
             behind[self._topics.name(partition.topic)] += max(0, left)
         return dict(behind)
 
+    async def standing(self, topic: Topic, group: str) -> Mapping[int, Standing]:
+        """Where the group stands in each partition of a topic."""
+        name = name_of(topic)
+        found = await self._found([name])
+        partitions = [TopicPartition(self._topics.wire(name), n) for n in range(found[name].partitions)]
+        try:
+            admin = await self._administered()
+            stands: Mapping[TopicPartition, Any] = await self._in_time(
+                admin.list_consumer_group_offsets(self._settings.topic_prefix + group)
+            )
+            begin, end = await self._readers.bounds(partitions)
+        except FAILURES as error:
+            raise self._said(error, f"asking how far the group {group} is") from error
+        return {
+            p.partition: Standing(max(stands[p].offset if p in stands else 0, begin[p]), end[p]) for p in partitions
+        }
+
     def polled(self, group: str) -> float | None:
         """When the members of `group` here last polled (monotonic seconds); None without a member."""
         return min((member.looked for member in self._members if member.group == group), default=None)
@@ -170,11 +189,12 @@ class KafkaBus:
 
     async def _append(self, records: Sequence[Record]) -> None:
         found = await self._found(list({record.topic for record in records}))
+        compacted = {name for name in found if wanted_of(name).compacted}
         for record in records:
             limit, size = found[record.topic].max_bytes, _size(record)
             if size > limit:
                 raise too_large(record.topic, size, limit)
-            if record.key is None and wanted_of(record.topic).compacted:
+            if record.key is None and record.topic in compacted:
                 raise Invalid(record.topic, "a record without a key", fix="a compacted topic needs one")
         await self._writer.append(records)
 
@@ -258,5 +278,7 @@ class KafkaBus:
 
 
 def _size(record: Record) -> int:
-    headers = sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
-    return len(record.key or b"") + len(record.value or b"") + headers + RECORD_OVERHEAD
+    size = len(record.key or b"") + len(record.value or b"") + RECORD_OVERHEAD
+    for name, value in record.headers:
+        size += 4 * len(name) + len(value) + HEADER_OVERHEAD
+    return size

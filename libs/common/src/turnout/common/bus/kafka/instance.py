@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import re
 import socket
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -26,16 +27,18 @@ class Instance:
         self._home = home
         self._lock: IO[bytes] | None = None
         self._name = given
+        self._naming = threading.Lock()
 
     def name(self) -> str:
         """The name; blocks. Raises `Unavailable` if the home cannot be written."""
-        if self._name is None:
-            number = self._take()
-            host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname())[:100]
-            # Two homes on one host are two installations, or two parts of one.
-            place = hashlib.sha256(str(self._home.resolve()).encode()).hexdigest()[:8]
-            self._name = f"{host}-{place}-{number}"
-        return self._name
+        with self._naming:  # several readers begin at once, each on a thread
+            if self._name is None:
+                number = self._take()
+                host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname())[:100]
+                # Two homes on one host are two installations, or two parts of one.
+                place = hashlib.sha256(str(self._home.resolve()).encode()).hexdigest()[:8]
+                self._name = f"{host}-{place}-{number}"
+            return self._name
 
     def close(self) -> None:
         """Let go of the number."""

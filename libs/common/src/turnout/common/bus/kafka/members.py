@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -358,5 +359,11 @@ class KafkaDelivery:
 def as_received(name: str, record: Any) -> Received:
     """What aiokafka read, as the port has it."""
     headers = tuple((key, value or b"") for key, value in record.headers) if record.headers else ()
-    moment = _EPOCH + timedelta(milliseconds=min(max(record.timestamp, 0), _LAST))
-    return Received(Record(name, record.key, record.value, headers), record.partition, record.offset, moment)
+    place = record.partition, record.offset, _moment(record.timestamp)
+    return Received(Record(name, record.key, record.value, headers), *place)
+
+
+@lru_cache(maxsize=1024)
+def _moment(milliseconds: int) -> datetime:
+    # A broker's batch has one time for all its records.
+    return _EPOCH + timedelta(milliseconds=min(max(milliseconds, 0), _LAST))

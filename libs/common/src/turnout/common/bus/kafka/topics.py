@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -204,6 +205,7 @@ def too_large(name: str, size: int, limit: int) -> Invalid:
     return Invalid(name, f"a record of {size} bytes", fix=f"the topic takes {limit}; name the data instead")
 
 
+@lru_cache(maxsize=4096)
 def wanted_of(name: str) -> Wanted:
     """How the topic of this name has to be: as its event class says, or as is usual for somebody else's."""
     kind = REGISTRY.get(name)
