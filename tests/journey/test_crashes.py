@@ -48,8 +48,14 @@ training: {candidates: [{algorithm: logistic_regression}]}
 evaluation: {better_by: -1.0}
 retraining: {on: [new_data]}
 """
-# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py.
-ELSEWHERE = {"monitoring.verdict-found", "monitoring.verdict-published"}
+# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py. Uploads are those of a
+# lake on object storage: tests/contract/test_lake.py.
+ELSEWHERE = {
+    "monitoring.verdict-found",
+    "monitoring.verdict-published",
+    "lake-data-uploading",
+    "lake-data-uploaded",
+}
 
 
 def crash_points() -> list[str]:
