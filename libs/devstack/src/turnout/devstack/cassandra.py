@@ -63,6 +63,10 @@ def cassandra(folder: Path, port: int, *, more: Mapping[str, object] | None = No
         "memtable_heap_space": "64MiB",
         "memtable_offheap_space": "64MiB",
         "auto_snapshot": False,
+        # A busy machine is slow, not broken.
+        "write_request_timeout": "10s",
+        "read_request_timeout": "10s",
+        "cas_contention_timeout": "10s",
         **(more or {}),
     }
     (folder / "cassandra.yaml").write_text(yaml.safe_dump(settings))

@@ -388,9 +388,9 @@ def _format(session: Any, keyspace: str, store: str) -> int | None:
 def _why(error: Exception) -> str | None:  # noqa: PLR0911 (one answer per kind)
     """What to tell of the driver's error; None if it is a fault of ours. Never holds values."""
     import cassandra  # noqa: PLC0415 (a process without Cassandra)
+    from cassandra import protocol  # noqa: PLC0415
     from cassandra.cluster import NoHostAvailable  # noqa: PLC0415
     from cassandra.connection import ConnectionException  # noqa: PLC0415
-    from cassandra.protocol import ServerError  # noqa: PLC0415
 
     match error:
         case NoHostAvailable():
@@ -413,7 +413,12 @@ def _why(error: Exception) -> str | None:  # noqa: PLR0911 (one answer per kind)
             return f"it refuses TURNOUT_CASSANDRA_REPLICATION or the tables: {error}"
         case cassandra.UnresolvableContactPoints():
             return "no name of TURNOUT_CASSANDRA_HOSTS is known"
-        case ServerError() | cassandra.RequestExecutionException() | cassandra.OperationTimedOut():
+        case (
+            protocol.ServerError()
+            | protocol.RequestExecutionException()
+            | cassandra.RequestExecutionException()
+            | cassandra.OperationTimedOut()
+        ):
             return f"{type(error).__name__}: {error}"
         case ConnectionException() | OSError():
             return f"no connection: {error}"

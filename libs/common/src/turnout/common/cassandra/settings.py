@@ -63,7 +63,7 @@ class CassandraSettings(BaseSettings):
     speculate_after_ms: float = Field(
         default=150.0, gt=0, description="Milliseconds after which a read is sent to one more node as well."
     )
-    in_flight: int = Field(default=256, ge=1, description="Requests of one store under way at once; more wait here.")
+    in_flight: int = Field(default=128, ge=1, description="Requests of one store under way at once; more wait here.")
 
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port of each of `hosts`; a bare IPv6 address has no port, one in brackets may."""
