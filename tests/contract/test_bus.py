@@ -15,7 +15,7 @@ from builders import declared, pipeline_file, routing, score_produced
 from buses import ADAPTERS, GROUP, answer, events_of, foreign, numbered, on_kafka, open_bus, process
 from ports import forwarded, free_port, tried_again
 
-from turnout.common.bus.port import Bus, Delivery, Record
+from turnout.common.bus.port import Bus, Delivery, Record, Standing
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import PipelineDeclared, RoutingChanged, ScoreProduced, SourceDataAvailable, StageFailed
 from turnout.common.ids import positional_event_id
@@ -221,6 +221,22 @@ async def test_lag_says_what_is_left(bus: Bus) -> None:
     await bus.publish(numbered(9))
     assert await bus.lag(GROUP) == {"SourceDataAvailable": 1}
     assert await bus.lag("nobody") == {}
+
+
+async def test_standing_says_where_a_group_is_in_each_partition(bus: Bus) -> None:
+    theirs = foreign("their.topic")
+    records = [Record(theirs, key.encode(), b"{}") for _ in range(3) for key in keys(4)]
+    await bus.publish(*records)
+    before = await bus.standing(theirs, GROUP)
+    assert sum(at.end for at in before.values()) == 12
+    assert {at.next for at in before.values()} == {0}
+    async with asyncio.timeout(SECONDS), aclosing(bus.consume(theirs, group=GROUP)) as deliveries:
+        delivery = await anext(deliveries)
+        await delivery.done()
+        partition, last = delivery.received[-1].partition, delivery.received[-1].offset
+        after = await bus.standing(theirs, GROUP)
+    assert after == {**before, partition: Standing(last + 1, before[partition].end)}
+    assert await bus.standing(theirs, "nobody") == before
 
 
 # --- members -------------------------------------------------------------------------------------------------------

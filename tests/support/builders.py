@@ -26,6 +26,7 @@ from turnout.common.events import (
     PipelineDeclared,
     Plan,
     Prior,
+    PulledPart,
     RawDataExtracted,
     RoutingChanged,
     RoutingTable,
@@ -374,6 +375,15 @@ def _sample_fields() -> dict[str, dict[str, Any]]:
             "predicted": "true", "outcome": 1,
         },
         "EvidenceDropped": {},
+        "TopicPullRequested": {"ends": {0: 120, 1: 0}, "by": "ada"},
+        "TopicPullAdvanced": {
+            "source_topic": "bracelet-feed", "part": PulledPart(partition=0, first=20, last=119), "taken": 98,
+            "refused": 2,
+        },
+        "TopicPulled": {
+            "source_topic": "bracelet-feed", "taken": 98, "refused": 2, "left": 1,
+            "parts": (PulledPart(partition=0, first=20, last=119),), "seconds": 1.5,
+        },
         "BatchScored": {
             "version": "3", "uri": "/data/heart-disease/new.csv", "rows": 120, "rows_quarantined": 1,
             "data": DataSetRef(kind="scores", pipeline=name, id="scores-77e0"),

@@ -73,7 +73,7 @@ def _values(annotation: object, metadata: list[object]) -> st.SearchStrategy[obj
         case _ if origin is tuple:
             return st.lists(_values(arguments[0], []), max_size=3).map(tuple)
         case _ if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-            return st.dictionaries(TEXT, _values(arguments[1], []), max_size=3)
+            return st.dictionaries(_values(arguments[0], []), _values(arguments[1], []), max_size=3)
         case _ if origin in (typing.Union, types.UnionType):
             if set(arguments) >= {float, int, str, bool}:
                 return CELL if type(None) in arguments else CELL.filter(lambda v: v is not None)

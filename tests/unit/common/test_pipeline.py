@@ -91,6 +91,8 @@ def test_the_spec_id_names_the_content_not_the_writing() -> None:
         ("foo: 1", "foo: unknown key 'foo'; one of: deployment,"),
         ("scoring: {slo_ms: 0.1, basline: true}",
          "scoring.basline: unknown key 'basline'; did you mean 'baseline'?; scoring.slo_ms: input should be greater"),
+        ("scoring: {feed: ScoreProduced}", "scoring.feed: ScoreProduced carries Turnout's own events; name a topic of"),
+        ("scoring: {feed: a b}", "scoring.feed: 'a b' is no topic's name; letters, digits, '.', '_' and '-'"),
         ("task: regression", "line 4: 'task' stands there twice; keep one"),
     ],
 )  # fmt: skip
@@ -98,6 +100,48 @@ def test_what_is_wrong_is_said_with_its_place(text: str, says: str) -> None:
     with pytest.raises(Invalid) as caught:
         parse(HEAD + text)
     assert str(caught.value).startswith(says)
+
+
+TOPIC = "pipeline: p\ntask: features\nschema: {e: category, at: timestamp}\nsource: "
+
+
+@pytest.mark.parametrize(
+    ("pull", "found"), [("", "stream"), (", pull: on_request", "on_request"), (", pull: {every: 5min}", 300)]
+)
+def test_a_topic_is_a_source(pull: str, found: object) -> None:
+    file = parse(f"{TOPIC}{{topic: feed, entity: e, event_time: at{pull}}}")
+    assert file.source.topic == "feed"
+    way = file.source.pull
+    assert (way if isinstance(way, str) else way.seconds) == found
+    assert PipelineFile.model_validate_json(file.model_dump_json(by_alias=True)) == file
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{topic: feed}", "source.entity: a topic's rows are kept by entity; name the column that says whose row it"),
+        ("{topic: feed, entity: f}", "source.entity: unknown column 'f'; one of: at, e"),
+        ("{topic: feed, entity: e, event_time: when}", "source.event_time: unknown column 'when'; one of: at, e"),
+        ("{topic: feed.dead, entity: e}", "source.topic: feed.dead is for dead letters; `turnout replay` sends them"),
+        ("{topic: ObservationReceived, entity: e}", "source.topic: ObservationReceived carries Turnout's own events"),
+        ("{topic: feed, entity: e, pull: strem}", "source.pull: 'strem' is no way to pull; stream, on_request, or"),
+        ("{topic: feed, entity: e, pull: {every: 60}}", "source.pull.every: 60 is no length of time; for example 60s"),
+        ("{topic: feed, entity: e, pull: {evry: 1h}}", "source.pull: {'evry': '1h'} is no way to pull; stream, on"),
+        ("{pull: on_request}", "source.pull: there is no topic to pull from; name it: topic: bracelet-feed"),
+        ("{topic: feed, entity: e}\nscoring: {feed: feed}",
+         "scoring.feed: feed is this pipeline's own source; feed a topic that another one takes"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_topic_is_said(text: str, says: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse(TOPIC + text)
+    assert str(caught.value).startswith(says)
+
+
+def test_a_topic_alone_needs_a_schema() -> None:
+    with pytest.raises(Invalid, match="schema: a topic's columns are not inferred; declare them: e: category"):
+        parse("pipeline: p\ntask: features\nsource: {topic: feed, entity: e}")
+    assert parse("pipeline: p\ntask: features\nsource: {topic: feed, entity: e, uri: a.csv}").columns is None
 
 
 @pytest.mark.parametrize(

@@ -708,3 +708,51 @@ class StageFailed(Event):
     error: str
     field: str | None = None
     fix: str | None = None
+
+
+# --- topics as sources --------------------------------------------------------------------------------------------
+
+
+class PulledPart(Part):
+    """What a pull took of one partition: from offset `first` to offset `last`, both included."""
+
+    partition: int = Field(ge=0)
+    first: int = Field(ge=0)
+    last: int = Field(ge=0)
+
+
+class TopicPullRequested(Event):
+    """Somebody wants the messages of a pipeline's topic taken, up to `ends` (an offset for each partition; None: as
+    far as the topic goes when the work begins)."""
+
+    writers = ("anybody", "ingestion")
+
+    ends: Mapping[int, int] | None = None
+    by: str = "unknown"
+
+
+class TopicPullAdvanced(Event):
+    """A pull took some messages of one partition; its cause is the request. Of two with the same `first` the later
+    one counts: the earlier one's offset did not move."""
+
+    writers = ("ingestion",)
+    retention = timedelta(days=1)
+
+    source_topic: Name
+    part: PulledPart
+    taken: int = Field(ge=0)
+    refused: int = Field(ge=0)
+
+
+class TopicPulled(Event):
+    """A pull has come to its ends; its cause is the request. Messages taken became observations, those refused are
+    dead letters. `left`: offsets before the ends that gave no message (it was removed, or is a transaction's mark)."""
+
+    writers = ("ingestion",)
+
+    source_topic: Name
+    taken: int = Field(ge=0)
+    refused: int = Field(ge=0)
+    left: int = Field(default=0, ge=0)
+    parts: tuple[PulledPart, ...] = ()
+    seconds: float = Field(ge=0)

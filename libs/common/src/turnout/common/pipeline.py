@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, ParamSpec, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -66,6 +67,38 @@ def _choice(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         raise Invalid("", "it is neither number, nor category, nor a list of names", fix=fix) from None
 
 
+@_located
+def _topic(name: str) -> str:
+    """Not ours: what ingestion takes becomes an event of ours, so a topic of ours would feed itself."""
+    from turnout.common.events import REGISTRY  # noqa: PLC0415 (events know pipeline files)
+
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,200}", name) is None or name in (".", ".."):
+        raise Invalid("", f"{name!r:.60} is no topic's name", fix="letters, digits, '.', '_' and '-'")
+    if name.endswith(".dead"):
+        raise Invalid("", f"{name} is for dead letters", fix="`turnout replay` sends them back to their topic")
+    if name in REGISTRY:
+        raise Invalid("", f"{name} carries Turnout's own events", fix="name a topic of your own, such as bracelet-feed")
+    return name
+
+
+@_located
+def _pull(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    every = value.get("every") if isinstance(value, Mapping) and set(value) == {"every"} else None
+    known = isinstance(value, Every) or value in ("stream", "on_request")
+    if every is None and not known:
+        raise Invalid("", f"{value!r:.60} is no way to pull", fix="stream, on_request, or for example {every: 60s}")
+    if every is not None and (not isinstance(every, str) or _EVERY.fullmatch(every) is None):
+        raise Invalid("every", f"{every!r:.60} is no length of time", fix="for example 60s, 5min, 1h or 1d")
+    return handler(value)
+
+
+_EVERY = re.compile(r"([1-9][0-9]{0,5})(s|min|h|d)")
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+TopicName = Annotated[str, AfterValidator(_topic)]
+# Left out of the content while nobody says it, so that files from before keep their ids.
+_UNSAID = Field(exclude_if=lambda value: value is None)
+_UNSAID_STREAM = Field(exclude_if=lambda value: value == "stream")
+
 # A choice of columns: all of a kind, or by name.
 Columns = Annotated[Literal["number", "category"] | tuple[ColumnName, ...], WrapValidator(_choice)]
 
@@ -96,10 +129,29 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+class Every(Section):
+    """A schedule: at each multiple of this length of time since 1970 (UTC), so that every process means the same."""
+
+    every: str
+
+    @property
+    def seconds(self) -> int:
+        """The length in seconds."""
+        match = _EVERY.fullmatch(self.every)
+        assert match is not None
+        return int(match[1]) * _SECONDS[match[2]]
+
+
 class Source(Section):
-    """Where the rows come from and what some columns mean."""
+    """Where the rows come from and what some columns mean.
+
+    `topic`: a topic of the bus whose messages are rows too. `pull`: how they are taken: as they come (`stream`), when
+    somebody asks (`on_request`), or by a schedule.
+    """
 
     uri: str | None = None
+    topic: Annotated[TopicName | None, _UNSAID] = None
+    pull: Annotated[Literal["stream", "on_request"] | Every, WrapValidator(_pull), _UNSAID_STREAM] = "stream"
     format: Format | None = None
     columns: tuple[ColumnName, ...] | None = None
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
@@ -120,6 +172,12 @@ class Source(Section):
             node = expression.parse(self.positive, "positive")
             if self.label is None or expression.columns(node) != frozenset({self.label}):
                 raise Invalid("positive", "it must speak of the label alone", fix=f"for example: {self.label} > 0")
+        if self.topic is None and self.pull != "stream":
+            raise Invalid("pull", "there is no topic to pull from", fix="name it: topic: bracelet-feed")
+        if self.topic is not None and self.entity is None:
+            raise Invalid(
+                "entity", "a topic's rows are kept by entity", fix="name the column that says whose row it is"
+            )
         return self
 
 
@@ -293,10 +351,14 @@ class Deployment(Section):
 
 
 class Scoring(Section):
-    """How a request is answered: within `slo_ms`, and by the prior if no version can (unless forbidden: 503)."""
+    """How a request is answered: within `slo_ms`, and by the prior if no version can (unless forbidden: 503).
+
+    `feed`: a topic that gets the features of every scored row.
+    """
 
     slo_ms: Annotated[float, Field(ge=1, le=60_000)] = 50.0
     baseline: bool = True
+    feed: Annotated[TopicName | None, _UNSAID] = None
 
 
 class Monitoring(Section):
@@ -342,6 +404,7 @@ class PipelineFile(Section):
     def _check(self) -> Self:
         if self.task in ("classification", "regression") and self.source.label is None:
             raise Invalid("source.label", f"a {self.task} needs a label", fix="name the column to predict")
+        self._check_topics()
         metric = self.evaluation.metric
         if metric is not None and metric not in METRICS[self.task]:
             raise Unknown.name("evaluation.metric", f"metric for {self.task}", metric, METRICS[self.task])
@@ -355,6 +418,25 @@ class PipelineFile(Section):
                     fix=f"one of: {', '.join(fitting)}",
                 )
         return self
+
+    def _check_topics(self) -> None:
+        source = self.source
+        if self.scoring.feed is not None and self.scoring.feed == source.topic:
+            raise Invalid(
+                "scoring.feed",
+                f"{source.topic} is this pipeline's own source",
+                fix="feed a topic that another one takes",
+            )
+        if source.topic is None or source.uri is not None:
+            return
+        if not self.columns:
+            raise Invalid(
+                "schema", "a topic's columns are not inferred", fix=f"declare them: {source.entity}: category"
+            )
+        for field in ("entity", "event_time"):
+            name = getattr(source, field)
+            if name is not None and name not in self.columns:
+                raise Unknown.name(f"source.{field}", "column", name, self.columns)
 
     @property
     def spec_id(self) -> str:

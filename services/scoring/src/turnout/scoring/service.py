@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from turnout.common.events import BatchScoringRequested, EntityForgotten, ScoreRequested
+from turnout.common.events import BatchScoringRequested, EntityForgotten, ScoreProduced, ScoreRequested
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
 from turnout.common.telemetry import release
@@ -19,6 +19,7 @@ from turnout.scoring.http.scores import Scores
 from turnout.scoring.reactions.answering import Answering
 from turnout.scoring.reactions.asking import Asking
 from turnout.scoring.reactions.batch import Batches
+from turnout.scoring.reactions.feed import Feed
 from turnout.scoring.reactions.fleet import Fleet
 from turnout.scoring.reactions.forgetting import Forgetting
 from turnout.scoring.reactions.relay import Relay
@@ -49,6 +50,7 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
     relay = Relay(outbox, environment.bus, fleet.ready)
     answering = Answering(fleet, outbox, now=environment.now, reserve=given.reserve_ms / 1000)
     asking = Asking(fleet, lambda: environment.online, seconds=given.features_ms / 1000)
+    feed = Feed(environment.pipelines)
     batches = Batches(
         fleet=fleet,
         lake=lambda: environment.lake,
@@ -92,6 +94,7 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
                 Requests(fleet, answering, asking, pipelines=environment.pipelines, outbox=outbox, now=environment.now),
             ),
             Reaction("batches", [BatchScoringRequested], batches, long=True),
+            Reaction("feed", [ScoreProduced], feed, read=feed.read),
             Reaction("forget", [EntityForgotten], Forgetting(outbox)),
         ],
         app=app,

@@ -78,7 +78,11 @@ def as_record(message: Event | Record) -> Record:
 
 def decode(received: Received) -> Event:
     """The event in a record. Raises `Invalid` naming the field, whatever stands there."""
-    record = received.record
+    return event_of(received, *opened(received.record))
+
+
+def opened(record: Record) -> tuple[dict[str, Any], dict[str, JsonValue]]:
+    """A message's CloudEvents attributes, as many as it has, and its data, an object. Raises `Invalid`."""
     if record.value is None:
         raise Invalid("value", "the record is empty (a tombstone)", fix="send the event as JSON")
     headers = texts(record.headers)
@@ -91,8 +95,13 @@ def decode(received: Received) -> Event:
     if not isinstance(payload, dict):
         raise Invalid("value", "it is JSON, but not an object", fix="send the event's fields as one object")
     attributes.setdefault("traceparent", headers.get("traceparent"))
-    kind = _class(record.topic, attributes)
-    fields = payload | _attribute_fields(attributes, received)
+    return attributes, payload
+
+
+def event_of(received: Received, attributes: Mapping[str, Any], payload: Mapping[str, JsonValue]) -> Event:
+    """The event that an opened record is. Raises `Invalid` naming the field."""
+    kind = _class(received.record.topic, attributes)
+    fields = {**payload, **_attribute_fields(attributes, received)}
     if attributes.get("expirytime") is not None and fields.get("expiry") is None:
         fields["expiry"] = attributes["expirytime"]
     try:

@@ -17,7 +17,7 @@ from uuid import uuid4
 from turnout.common.bus.cloudevents import as_record
 from turnout.common.bus.log import LEASE_SECONDS, Claim, Log, Partition
 from turnout.common.bus.members import Member, Signal, share_out
-from turnout.common.bus.port import Delivery, Received, Record, Topic, name_of
+from turnout.common.bus.port import Delivery, Received, Record, Standing, Topic, name_of
 from turnout.common.bus.threads import Reader, Writer
 from turnout.common.events import REGISTRY, Event
 from turnout.common.wal import Synchronous
@@ -87,6 +87,11 @@ class EmbeddedBus:
     async def lag(self, group: str) -> Mapping[str, int]:
         """Records of each topic that `group` has not yet done (removed ones between them count too)."""
         return await self._disk.ask(lambda log: log.lag(group))
+
+    async def standing(self, topic: Topic, group: str) -> Mapping[int, Standing]:
+        """Where the group stands in each partition of a topic."""
+        await self._disk.partitions(name_of(topic))
+        return await self._disk.ask(lambda log: log.standing(name_of(topic), group))
 
     def polled(self, group: str) -> float | None:
         """When the members of `group` here last looked for records (monotonic seconds); None without a member."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from turnout.common.bus.port import Received, Record
+from turnout.common.bus.port import Received, Record, Standing
 from turnout.common.errors import Unavailable
 from turnout.common.events import REGISTRY
 from turnout.common.liveness import gone, host
@@ -214,6 +214,17 @@ class Log:
             (group,),
         )
         return {topic: max(0, behind) for topic, behind in rows.fetchall()}
+
+    def standing(self, topic: str, group: str) -> dict[int, Standing]:
+        """Where the group stands in each partition of a topic."""
+        rows = self._db.execute(
+            "SELECT p.number, max(coalesce(o.next, 0), coalesce("
+            "  (SELECT min(position) FROM records WHERE position >= p.id << 40 AND position < (p.id + 1) << 40)"
+            "  - (p.id << 40), p.next)), p.next"
+            " FROM partitions p LEFT JOIN offsets o ON o.partition = p.id AND o.name = ? WHERE p.topic = ?",
+            (group, topic),
+        )
+        return {number: Standing(next, end) for number, next, end in rows.fetchall()}  # noqa: A001
 
     # --- append -------------------------------------------------------------------------------------------------
 

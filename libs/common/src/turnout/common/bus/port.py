@@ -53,6 +53,14 @@ class Received:
         return decode(self)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a group stands in a partition: the offset that it takes next, and the one behind the newest record."""
+
+    next: int
+    end: int
+
+
 class Delivery(Protocol):
     """What one poll brought from one partition, oldest first, never empty."""
 
@@ -66,6 +74,18 @@ class Delivery(Protocol):
 
         Raises `Unavailable`; then the delivery is not done and comes again.
         """
+        ...
+
+
+class Source(Protocol):
+    """Where a reaction's deliveries come from: a bus, or what keeps a state beside it; the methods are `Bus`'s."""
+
+    def consume(self, *topics: Topic, group: str) -> AsyncGenerator[Delivery]:
+        """See `Bus.consume`."""
+        ...
+
+    def polled(self, group: str) -> float | None:
+        """See `Bus.polled`."""
         ...
 
 
@@ -99,6 +119,11 @@ class Bus(Protocol):
 
     async def lag(self, group: str) -> Mapping[str, int]:
         """Records of each topic that `group` has not yet done."""
+        ...
+
+    async def standing(self, topic: Topic, group: str) -> Mapping[int, Standing]:
+        """Where `group` stands in each partition of `topic`; what it never read it has before it from the first
+        record on. Offsets before the end may hold no record."""
         ...
 
     async def erase(self, topic: Topic, key: str) -> int:

@@ -19,7 +19,7 @@ from turnout.common.events import Event
 from turnout.common.executor.port import WorkerLost
 from turnout.common.runtime.dead_letters import Origin, dead_letter
 from turnout.common.runtime.health import Health, Progress
-from turnout.common.runtime.service import Clock, Reaction
+from turnout.common.runtime.service import Clock, Reaction, Refused
 
 log = structlog.get_logger()
 
@@ -46,6 +46,14 @@ class Handled:
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What a reaction gave back: records to publish, and the events that it refused by their ids."""
+
+    produced: Sequence[Record]
+    refused: Mapping[str, Invalid]
+
+
 class Handling:
     """Runs one reaction's function on what arrived; raises nothing but cancellation."""
 
@@ -62,9 +70,11 @@ class Handling:
         items: list[Item] = []
         for one in received:
             try:
-                items.append(Item(one, one.event()))
+                event = self.reaction.read(one)
             except Invalid as error:
                 self._bury(one, error, 1, into)
+            else:
+                items += [] if event is None else [Item(one, event)]
         return items
 
     async def run(self, items: Sequence[Item]) -> Handled:
@@ -90,7 +100,7 @@ class Handling:
                 self._succeeded([item], produced, into)
         return into
 
-    async def _attempt(self, events: Sequence[Event], *, tries: int) -> Sequence[Record]:
+    async def _attempt(self, events: Sequence[Event], *, tries: int) -> _Answer:
         patience = _Patience(tries, self._pausing)
         waiting = wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE)
         with bound_contextvars(service=self.service, reaction=self.reaction.name, **context(events)):
@@ -103,13 +113,16 @@ class Handling:
                 self.health.well(self.group)
         raise AssertionError("tenacity returned without a result")
 
-    async def _once(self, events: Sequence[Event]) -> Sequence[Record]:
+    async def _once(self, events: Sequence[Event]) -> _Answer:
         try:
             produced = await self.reaction.handle(events)
         except ExceptionGroup as group:
             raise telling(group) from group
         # Here, so that an event that cannot be sent is this reaction's failure and not the bus's.
-        return [as_record(event) for event in produced]
+        return _Answer(
+            [as_record(one) for one in produced if not isinstance(one, Refused)],
+            {one.event.id: one.error for one in produced if isinstance(one, Refused)},
+        )
 
     def _pausing(self, error: Unavailable) -> None:
         telemetry.RETRIES.labels(self.service, self.group).inc()
@@ -122,10 +135,13 @@ class Handling:
         if not self.reaction.long:
             self.progress.beat(self.group)
 
-    def _succeeded(self, items: Sequence[Item], produced: Sequence[Record], into: Handled) -> None:
-        into.produced += produced
+    def _succeeded(self, items: Sequence[Item], answer: _Answer, into: Handled) -> None:
+        into.produced += answer.produced
         for item in items:
-            into.outcomes[type(item.event).__name__, "ok"] += 1
+            if (error := answer.refused.get(item.event.id)) is not None:
+                self.give_up(item, error, into)
+            else:
+                into.outcomes[type(item.event).__name__, "ok"] += 1
 
     def give_up(self, item: Item, error: Exception, into: Handled) -> None:
         """The event goes to the dead letters; `into.failed` remembers why."""

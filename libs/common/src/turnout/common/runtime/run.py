@@ -27,6 +27,8 @@ from turnout.common.runtime.working import Backlog, Recorder, Worker
 
 log = structlog.get_logger()
 
+# How soon a reaction that comes or goes is noticed.
+PASSING_SECONDS = 0.5
 # Of the ten seconds that a supervisor waits after SIGTERM.
 GRACE_SECONDS = 5.0
 MAINTENANCE_SECONDS = 3600.0
@@ -35,6 +37,16 @@ FIRST_MAINTENANCE_SECONDS = 60.0
 LEFTOVERS = timedelta(days=1)
 ROOT = "scoring"
 BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Passing:
+    """A reaction that came, and may go."""
+
+    service: Service
+    reaction: Reaction
+    loops: Sequence[Consumer | Worker]
+    tasks: Sequence[asyncio.Task[None]]
 
 
 @dataclass
@@ -47,12 +59,13 @@ class Running:
     progress: Progress
     loops: list[Consumer | Worker] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    passing: dict[str, Passing] = field(default_factory=dict)
 
     async def measure(self) -> None:
         """Set the gauges that say what is left to do."""
         bus, jobs = self.environment.bus, self.environment.jobs
         for service in self.services.values():
-            for reaction in service.reactions:
+            for reaction in (*service.reactions, *(p.reaction for p in self.passing.values() if p.service is service)):
                 group = f"{service.name}.{reaction.name}"
                 with contextlib.suppress(Unavailable):
                     for topic, behind in (await bus.lag(group)).items():
@@ -101,6 +114,7 @@ def start(environment: Environment, services: Sequence[Service], *, patience: fl
         health = running.health[service.name] = Health(service, views)
         for reaction in service.reactions:
             _start_reaction(running, service, reaction, health)
+        _background(running, f"{service.name} passing", lambda s=service, h=health: _come_and_go(running, s, h), health)
         for work in service.background:
             _background(running, f"{service.name} {getattr(work, '__name__', 'background')}", work, health)
     for name, follow in (("pipelines", environment.pipelines.follow), ("routes", environment.routes.follow)):
@@ -221,16 +235,44 @@ def _signals(stop: asyncio.Event) -> Generator[None]:
             loop.remove_signal_handler(name)
 
 
-def _start_reaction(running: Running, service: Service, reaction: Reaction, health: Health) -> None:
+def _start_reaction(running: Running, service: Service, reaction: Reaction, health: Health) -> Passing:
     environment, bus = running.environment, running.environment.bus
     handling = Handling(service.name, reaction, health, running.progress, environment.now)
-    loops: list[Consumer | Worker] = [Consumer(bus, handling)]
+    loops: list[Consumer | Worker] = [Consumer(reaction.source or bus, handling)]
     if reaction.long:
         backlog = Backlog(environment.jobs)
         loops = [Recorder(bus, handling, backlog), Worker(bus, handling, backlog)]
-    for loop in loops:
-        running.loops.append(loop)
-        running.tasks.append(asyncio.create_task(_kept_alive(handling.group, loop.run, health), name="reaction"))
+    tasks = [asyncio.create_task(_kept_alive(handling.group, loop.run, health), name="reaction") for loop in loops]
+    running.loops += loops
+    running.tasks += tasks
+    return Passing(service, reaction, loops, tasks)
+
+
+async def _come_and_go(running: Running, service: Service, health: Health) -> None:
+    """Start what `service.passing` names anew, end what it names no more."""
+    while True:
+        wanted = {f"{service.name}.{reaction.name}": reaction for reaction in service.passing()}
+        for group, there in list(running.passing.items()):
+            if there.service is service and wanted.get(group) != there.reaction:
+                await _end(running, running.passing.pop(group))
+                health.well(group)
+                log.info("a reaction went", reaction=group)
+        for group, reaction in wanted.items():
+            if group not in running.passing:
+                running.passing[group] = _start_reaction(running, service, reaction, health)
+                log.info("a reaction came", reaction=group)
+        await asyncio.sleep(PASSING_SECONDS)
+
+
+async def _end(running: Running, passing: Passing) -> None:
+    for loop in passing.loops:
+        loop.stop()
+    _, left = await asyncio.wait(passing.tasks, timeout=GRACE_SECONDS)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*passing.tasks, return_exceptions=True)
+    running.loops = [loop for loop in running.loops if loop not in passing.loops]
+    running.tasks = [task for task in running.tasks if task not in passing.tasks]
 
 
 def _background(running: Running, name: str, work: Callable[[], Awaitable[None]], health: Health | None) -> None:
@@ -273,14 +315,14 @@ async def _beat(progress: Progress) -> None:
 
 async def _watch_polls(running: Running) -> None:
     """A consumer that looks for nothing, while the bus can be reached, is stuck: aiokafka and faust know how."""
-    bus, groups = running.environment.bus, [loop.group for loop in running.loops if isinstance(loop, Consumer)]
-    while groups:
-        try:
-            await bus.lag(groups[0])
-        except Unavailable:
-            polled = dict.fromkeys(groups)
-        else:
-            polled = {group: bus.polled(group) for group in groups}
+    bus, polled = running.environment.bus, dict[str, float | None]()
+    while True:
+        consumers = [loop for loop in running.loops if isinstance(loop, Consumer)]
+        polled = dict.fromkeys(polled.keys() | {loop.group for loop in consumers})
+        with contextlib.suppress(Unavailable):
+            if consumers:
+                await bus.lag(consumers[0].group)
+                polled |= {loop.group: loop.polled for loop in consumers}
         for group, at in polled.items():
             if at is None:
                 running.progress.rest(f"{group} polls")

@@ -8,11 +8,22 @@ from datetime import UTC, datetime
 
 from fastapi import FastAPI
 
-from turnout.common.bus.port import Topic
+from turnout.common.bus.port import Received, Record, Source, Topic
+from turnout.common.errors import Invalid
 from turnout.common.events import Event
 
-# A batch of events in, events out. It returns what it produced; the runtime publishes it and moves the offset.
-Handle = Callable[[Sequence[Event]], Awaitable[Sequence[Event]]]
+
+@dataclass(frozen=True)
+class Refused:
+    """Said of one event of a batch by a reaction that goes on with the others: it belongs to the dead letters."""
+
+    event: Event
+    error: Invalid
+
+
+# A batch of events in, events out (a record is one for somebody else's topic). It returns what it produced; the
+# runtime publishes it and moves the offset.
+Handle = Callable[[Sequence[Event]], Awaitable[Sequence[Event | Record | Refused]]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,9 @@ class Reaction:
     What a reaction raises: `Invalid` sends the event to the dead letters (and, for a `long` one, a `StageFailed`
     tells the pipeline); `Unavailable` is tried again with backoff; anything else is a bug, logged, tried three times
     and then dead-lettered too.
+
+    `read` makes the event of a record, or raises `Invalid`; None passes over what the reaction has nothing to do with.
+    `source` delivers to a short reaction instead of the bus, for one whose state moves with its partitions.
     """
 
     name: str
@@ -33,6 +47,8 @@ class Reaction:
     handle: Handle
     long: bool = False
     parallel: int = 1
+    read: Callable[[Received], Event | None] = Received.event
+    source: Source | None = None
 
 
 @dataclass
@@ -41,7 +57,9 @@ class Service:
 
     `app` holds the service's own routes; the runtime adds `/livez`, `/readyz` and `/metrics`. `background` are
     coroutines that run as long as the service (a relay, a tick). `follows` names the topics that it reads beside its
-    reactions, from their first record and without a group: its views, for the documents. `waiting_for` says what the
+    reactions, from their first record and without a group: its views, for the documents. `passing` names the short
+    reactions that come and go (a topic that a pipeline names is one): asked again and again, it gives those that shall
+    run now, and one that is equal to the one before goes on. `waiting_for` says what the
     service is not ready for; empty means ready. `close` is awaited at the end.
     """
 
@@ -50,6 +68,7 @@ class Service:
     app: FastAPI = field(default_factory=FastAPI)
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     follows: Sequence[Topic] = ()
+    passing: Callable[[], Sequence[Reaction]] = tuple
     waiting_for: Callable[[], Sequence[str]] = tuple
     close: Callable[[], Awaitable[None]] | None = None
 

@@ -185,6 +185,11 @@ class Pipelines:
         """The newest pipeline file."""
         return (await self.declared(pipeline, spec_id)).spec
 
+    def now(self, pipeline: str) -> PipelineFile | None:
+        """The newest pipeline file as far as it is known here."""
+        found = self._view.get(pipeline)
+        return None if found is None else found.spec
+
     def names(self) -> list[str]:
         """Pipelines known now (a removed one is not)."""
         return self._view.known()

@@ -160,7 +160,7 @@ class Connecting:
 
     async def _options(self) -> dict[str, Any]:
         if self._common is None:
-            self._common = await asyncio.to_thread(_options, self.settings)
+            self._common = await asyncio.to_thread(options_of, self.settings)
         return self._common
 
 
@@ -192,7 +192,7 @@ async def _stopped(consumer: AIOKafkaConsumer) -> None:
         await consumer.stop()
 
 
-def _options(settings: KafkaSettings) -> dict[str, Any]:
+def options_of(settings: KafkaSettings) -> dict[str, Any]:
     """What every client takes; reads the certificates."""
     sasl = settings.username is not None
     options: dict[str, Any] = {
