@@ -27,7 +27,7 @@ from turnout.common.ids import content_id
 from turnout.common.lake.port import Lake, Manifest
 from turnout.common.pipeline import PipelineFile
 from turnout.common.runtime.crash import crash_point
-from turnout.common.runtime.service import Clock
+from turnout.common.runtime.service import Clock, Refused
 from turnout.common.runtime.views import Pipelines
 from turnout.common.values import category
 from turnout.ingestion.domain import observations
@@ -108,24 +108,21 @@ class Observing:
         self._last = -math.inf
         self._known: dict[str, dict[int, None]] = {}
 
-    async def __call__(self, events: Sequence[Event]) -> list[Event]:
-        """Write the observations that fit, then raise `Invalid` if one does not: asked again one by one, those that
-        are written are known."""
+    async def __call__(self, events: Sequence[Event]) -> list[Refused]:
+        """Write the observations that fit; the others are refused."""
         await self._wait(len(events))
         by_pipeline: dict[str, list[ObservationReceived]] = {}
         for event in events:
             assert isinstance(event, ObservationReceived)
             by_pipeline.setdefault(event.pipeline, []).append(event)
-        wrong: Invalid | None = None
+        refused: list[Refused] = []
         for pipeline, received in by_pipeline.items():
             try:
                 file = await self._pipelines.file(pipeline)
-                await asyncio.to_thread(self._write, file, received)
+                refused += await asyncio.to_thread(self._write, file, received)
             except Invalid as error:
-                wrong = wrong or error
-        if wrong is not None:
-            raise wrong
-        return []
+                refused += [Refused(event, error) for event in received]
+        return refused
 
     async def _wait(self, rows: int) -> None:
         clock = asyncio.get_running_loop().time
@@ -137,16 +134,17 @@ class Observing:
         """Raise `Invalid` or `Unknown` where an observation would not fit."""
         for pipeline in {event.pipeline for event in events}:
             file = await self._pipelines.file(pipeline)
-            schema = await asyncio.to_thread(self._schema, file)
+            schema = await asyncio.to_thread(self.schema, file)
             for event in events:
                 if event.pipeline == pipeline:
                     observations.row(event, schema, file.source)
 
-    def _schema(self, file: PipelineFile) -> Schema:
+    def schema(self, file: PipelineFile) -> Schema:
+        """What the pipeline's observations go through. Reads the lake; raises `Invalid` where there is none yet."""
         return observations.schema_for(file, self._kept(self._lake, file.pipeline))
 
-    def _write(self, file: PipelineFile, events: Sequence[ObservationReceived]) -> None:
-        schema = self._schema(file)
+    def _write(self, file: PipelineFile, events: Sequence[ObservationReceived]) -> list[Refused]:
+        schema = self.schema(file)
         fitting, wrong = observations.fitting(events, schema, file.source)
         known = self._known.get(file.pipeline)
         if known is None:
@@ -157,8 +155,7 @@ class Observing:
             known.update(dict.fromkeys(new))
             for number in list(known)[:-_REMEMBERED]:
                 del known[number]
-        if wrong is not None:
-            raise wrong
+        return [Refused(event, error) for event, error in wrong]
 
     def _commit(self, file: PipelineFile, schema: Schema, rows: Mapping[int, Mapping[str, object]]) -> None:
         ident = content_id("batch", file.pipeline, "observations", sorted(rows))

@@ -18,6 +18,7 @@ from turnout.common.events import (
     PipelineDeclared,
     PipelineRemoved,
     SourceDataAvailable,
+    TopicPullRequested,
     Warn,
 )
 from turnout.common.lake.port import Lake
@@ -28,8 +29,10 @@ from turnout.ingestion.adapters.extraction import extract, kept_schema, open_sou
 from turnout.ingestion.adapters.files import examine, find
 from turnout.ingestion.http import routes
 from turnout.ingestion.ports import Limits
+from turnout.ingestion.pulling import Pulling
 from turnout.ingestion.reactions import Extraction, Forgetting, Observing, Removing
 from turnout.ingestion.settings import IngestionSettings
+from turnout.ingestion.topics import Topics
 
 log = structlog.get_logger()
 _SWEEP_EVERY = timedelta(hours=1)
@@ -53,6 +56,8 @@ def build(environment: Environment) -> Service:
         lake, pipelines, kept_schema, now,
         pace=timedelta(seconds=settings.flush_seconds), enough=settings.flush_rows,
     )  # fmt: skip
+    topics = Topics(pipelines, observing.schema)
+    pulling = Pulling(environment.bus, pipelines, topics, now)
     app = FastAPI(title="Turnout ingestion", description="Files and observations into the lake.")
     app.include_router(routes(environment.bus, observing.check, environment.keys.require("score"), now))
     age = timedelta(hours=settings.sweep_hours)
@@ -61,12 +66,15 @@ def build(environment: Environment) -> Service:
         reactions=[
             Reaction("extract", [SourceDataAvailable], extraction, long=True, parallel=settings.parallel),
             Reaction("observe", [ObservationReceived], observing),
+            Reaction("pull", [TopicPullRequested], pulling, long=True, parallel=settings.pulls),
             Reaction("forget", [EntityForgotten], Forgetting(lake, pipelines)),
             Reaction("remove", [PipelineRemoved], Removing(lake)),
         ],
         app=app,
-        background=[lambda: _sweep(lake, now, age)],
+        background=[lambda: _sweep(lake, now, age), pulling.schedule],
         follows=[PipelineDeclared, PipelineRemoved],
+        passing=topics.streams,
+        waiting_for=pulling.waiting_for,
     )
 
 

@@ -13,6 +13,7 @@ class IngestionSettings(BaseSettings):
 
     threads: int = Field(default=2, ge=1, description="Threads that read one file.")
     parallel: int = Field(default=1, ge=1, description="Announcements that are read at a time.")
+    pulls: int = Field(default=2, ge=1, description="Topics that are pulled on request or by schedule at a time.")
     piece_bytes: int = Field(
         default=8 * 2**20, ge=2**16, description="Bytes of a file in one piece of work; memory grows with it."
     )

@@ -57,15 +57,15 @@ def row_number(event: ObservationReceived) -> int:
 
 def fitting(
     events: Sequence[ObservationReceived], schema: Schema, source: Source
-) -> tuple[dict[int, Mapping[str, object]], Invalid | None]:
-    """The rows that fit, by row number, and what is wrong with the first that does not."""
+) -> tuple[dict[int, Mapping[str, object]], list[tuple[ObservationReceived, Invalid]]]:
+    """The rows that fit, by row number, and those that do not, each with what is wrong with it."""
     rows: dict[int, Mapping[str, object]] = {}
-    wrong: Invalid | None = None
+    wrong: list[tuple[ObservationReceived, Invalid]] = []
     for event in events:
         try:
             rows[row_number(event)] = row(event, schema, source)
         except Invalid as error:
-            wrong = wrong or error
+            wrong.append((event, error))
     return rows, wrong
 
 
