@@ -13,13 +13,15 @@ import os
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
+from cluster import apart, opened, variables
 from ledger import Ledger, check
 from system import System
 
@@ -33,10 +35,12 @@ from turnout.common.events import (
 )
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.settings import RuntimeSettings
+from turnout.devstack.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 # Three for each service; `TURNOUT_TEST_KILLS` asks for a longer night.
 RANDOM_KILLS = int(os.environ.get("TURNOUT_TEST_KILLS", "21"))
+STACK_KILLS = RANDOM_KILLS // 3
 ROWS = 50_000
 # Every file trains a candidate and every candidate is accepted: each round takes the whole way.
 SPEC = """
@@ -48,57 +52,72 @@ training: {candidates: [{algorithm: logistic_regression}]}
 evaluation: {better_by: -1.0}
 retraining: {on: [new_data]}
 """
-# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py. Uploads are those of a
-# lake on object storage: tests/contract/test_lake.py.
-ELSEWHERE = {
-    "monitoring.verdict-found",
-    "monitoring.verdict-published",
-    "lake-data-uploading",
-    "lake-data-uploaded",
-}
+# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py.
+ELSEWHERE = {"monitoring.verdict-found", "monitoring.verdict-published"}
+# Whose steps only one of the two installations takes.
+OF_SERVERS = re.compile(r"kafka|cassandra|redis|s3\.py|bucket\.py")
+OF_ONE_MACHINE = re.compile(r"embedded\.py|local\.py|disk\.py")
 
 
-def crash_points() -> list[str]:
-    """Every name that the code gives to a step between two effects."""
-    found = re.findall(
-        r"""crash_point\(\s*"([^"]+)"\s*\)""",
-        "\n".join(p.read_text() for p in [*ROOT.glob("libs/*/src/**/*.py"), *ROOT.glob("services/*/src/**/*.py")]),
-    )
-    return sorted(set(found) - ELSEWHERE - ORDERS.keys())
+def crash_points(without: re.Pattern[str]) -> list[str]:
+    """Every name that the code gives to a step between two effects, adapters of the other installation left out."""
+    found: set[str] = set()
+    for path in [*ROOT.glob("libs/*/src/**/*.py"), *ROOT.glob("services/*/src/**/*.py")]:
+        if not without.search(str(path.relative_to(ROOT))):
+            found |= set(re.findall(r"""crash_point\(\s*"([^"]+)"\s*\)""", path.read_text()))
+    return sorted(found - ELSEWHERE - ORDERS.keys())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 async def test_nothing_is_lost_or_doubled_however_it_dies(tmp_path: Path) -> None:
-    points = crash_points()
-    rounds: list[str | None] = [*points, *[None] * RANDOM_KILLS]
+    rounds = [*crash_points(without=OF_SERVERS), *[None] * RANDOM_KILLS]
     ledger = Ledger(tmp_path / "sources", rows_a_file=max(ROWS // len(rounds) + 1, 500))
-    system = System(tmp_path / "home", ledger.folder)
-    environment = Environment(RuntimeSettings(home=system.home))
+    report = await _walk(System(tmp_path / "home", ledger.folder), ledger, rounds, "ledger")
+    assert report["rows"] >= ROWS
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+@pytest.mark.timeout(1800)
+@pytest.mark.xdist_group("cluster")
+async def test_nothing_is_lost_or_doubled_on_real_servers(tmp_path: Path, stack: Stack) -> None:
+    """The same journey with bus, stores, lake and registry elsewhere."""
+    rounds = [*crash_points(without=OF_ONE_MACHINE), *[None] * STACK_KILLS]
+    ledger = Ledger(tmp_path / "sources", rows_a_file=500)
+    system = System(tmp_path / "home", ledger.folder, variables=apart(stack))
+    await _walk(system, ledger, rounds, f"ledger-{uuid4().hex[:8]}")
+
+
+async def _walk(system: System, ledger: Ledger, rounds: Sequence[str | None], name: str) -> dict[str, int]:
+    """Every round, then the quiet, then the oracle."""
+    with variables(system.variables):
+        environment = opened(system.home)
     draw = random.Random(20261121)
     try:
-        await _declare(environment)
+        await _declare(environment, name)
         never: list[str] = []
         began = time.monotonic()
         for number, point in enumerate(rounds):
-            await _announce(environment, ledger.offer(number), number)
+            await _announce(environment, ledger.offer(number), number, name)
             ready = await asyncio.to_thread(system.start, environment={"TURNOUT_CRASH_POINT": point} if point else None)
             if point:
-                if ready and not await _used_until_dead(system, ledger, number, seconds=90):
+                if ready and not await _used_until_dead(system, ledger, number, name, seconds=90):
                     never.append(point)
             else:
-                await _used_until_dead(system, ledger, number, seconds=draw.uniform(0.2, 4.0))
+                await _used_until_dead(system, ledger, number, name, seconds=draw.uniform(0.2, 4.0))
             system.kill()
             print(f"round {number}: {point or 'random'} after {time.monotonic() - began:.0f} s", flush=True)
         assert not never, f"never reached: {never}"
 
         assert await asyncio.to_thread(system.start), system.tail()
         await _quiet(system, environment, files=len(rounds))
-        report = await check(environment, ledger, "ledger")
+        report = await check(environment, ledger, name)
+        kills = sum(1 for point in rounds if point is None)
         seconds = time.monotonic() - began
-        print(f"{len(points)} crash points, {RANDOM_KILLS} random kills in {seconds:.0f} s: {report}")
-        assert report["rows"] >= ROWS
+        print(f"{len(rounds) - kills} crash points, {kills} random kills in {seconds:.0f} s: {report}")
         assert system.stop() == 0
+        return report
     finally:
         if system.process is not None:
             system.kill()
@@ -122,7 +141,7 @@ async def _announce(environment: Environment, path: Path, number: int, name: str
     )
 
 
-async def _used_until_dead(system: System, ledger: Ledger, number: int, *, seconds: float) -> bool:
+async def _used_until_dead(system: System, ledger: Ledger, number: int, name: str, *, seconds: float) -> bool:
     """Observe, ask and tell outcomes until the process ends or the time is over; whether it ended."""
     until = time.monotonic() + seconds
     turn = 0
@@ -130,10 +149,10 @@ async def _used_until_dead(system: System, ledger: Ledger, number: int, *, secon
         while time.monotonic() < until and system.alive():
             turn += 1
             with contextlib.suppress(httpx.TransportError):
-                observation = ledger.observe(f"o{number:03d}-{turn:05d}")
+                observation = ledger.observe(f"o{number:03d}-{turn:05d}") | {"pipeline": name}
                 if (await http.post("/services/ingestion/observations", json=observation)).is_success:
                     ledger.observed(observation["entity"])
-                reply = await http.post("/pipelines/ledger/score", json={"rows": [{"x": 0.5, "colour": "red"}]})
+                reply = await http.post(f"/pipelines/{name}/score", json={"rows": [{"x": 0.5, "colour": "red"}]})
                 if reply.is_success:
                     ledger.answer(reply.json())
                     await http.post("/outcomes", json=_outcome(reply.json()["rows"][0]))

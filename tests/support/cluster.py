@@ -52,6 +52,13 @@ def variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def opened(home: Path) -> Environment:
+    """An environment whose ports have read their settings already, as they are now."""
+    made = Environment(RuntimeSettings(home=home))
+    _ = made.bus, made.online, made.history, made.jobs, made.lake, made.registry
+    return made
+
+
 @dataclass
 class Member:
     """One process of a service. `place` is its home: two processes of a service are on two machines."""
@@ -125,12 +132,7 @@ class Cluster:
             for number in range(each)
         ]
         with variables(self.values):
-            self.environment = Environment(RuntimeSettings(home=folder / "outside"))
-            # Settings are read when a port is first opened.
-            _ = (
-                self.environment.bus, self.environment.online, self.environment.history, self.environment.jobs,
-                self.environment.lake, self.environment.registry,
-            )  # fmt: skip
+            self.environment = opened(folder / "outside")
 
     def of(self, service: str) -> list[Member]:
         return [member for member in self.members if member.service == service]

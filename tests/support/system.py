@@ -25,10 +25,14 @@ def free_port() -> int:
 
 
 class System:
-    """`turnout up` on a home folder. `start` returns when every service is ready, or the process is gone."""
+    """`turnout up` on a home folder, with `variables` on real servers.
 
-    def __init__(self, home: Path, sources: Path) -> None:
+    `start` returns when every service is ready, or the process is gone.
+    """
+
+    def __init__(self, home: Path, sources: Path, variables: Mapping[str, str] | None = None) -> None:
         self.home = home
+        self.variables = variables or {}
         self.sources = sources
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -47,6 +51,7 @@ class System:
                 env={
                     **os.environ,
                     "TURNOUT_SOURCE_ROOTS": json.dumps([str(self.sources)]),
+                    **self.variables,
                     **(environment or {}),
                 },
             )
