@@ -22,14 +22,12 @@ from uuid import uuid4
 import httpx
 import pytest
 from cluster import apart, opened, variables
-from ledger import Ledger, check
+from ledger import Ledger, check, declared
 from system import System
 
-from turnout.common import pipeline
 from turnout.common.events import (
     BatchScored,
     BatchScoringRequested,
-    PipelineDeclared,
     RoutingChanged,
     SourceDataAvailable,
 )
@@ -42,16 +40,6 @@ ROOT = Path(__file__).parents[2]
 RANDOM_KILLS = int(os.environ.get("TURNOUT_TEST_KILLS", "21"))
 STACK_KILLS = RANDOM_KILLS // 3
 ROWS = 50_000
-# Every file trains a candidate and every candidate is accepted: each round takes the whole way.
-SPEC = """
-pipeline: ledger
-task: classification
-source: {entity: row, label: y}
-schema: {row: category, x: number, colour: category, y: category}
-training: {candidates: [{algorithm: logistic_regression}]}
-evaluation: {better_by: -1.0}
-retraining: {on: [new_data]}
-"""
 # A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py.
 ELSEWHERE = {"monitoring.verdict-found", "monitoring.verdict-published"}
 # Whose steps only one of the two installations takes.
@@ -95,7 +83,7 @@ async def _walk(system: System, ledger: Ledger, rounds: Sequence[str | None], na
         environment = opened(system.home)
     draw = random.Random(20261121)
     try:
-        await _declare(environment, name)
+        await environment.bus.publish(declared(name))
         never: list[str] = []
         began = time.monotonic()
         for number, point in enumerate(rounds):
@@ -122,15 +110,6 @@ async def _walk(system: System, ledger: Ledger, rounds: Sequence[str | None], na
         if system.process is not None:
             system.kill()
         await environment.close()
-
-
-async def _declare(environment: Environment, name: str = "ledger") -> None:
-    file = pipeline.parse(SPEC.replace("pipeline: ledger", f"pipeline: {name}"))
-    await environment.bus.publish(
-        PipelineDeclared.first(
-            source="/test", at=datetime.now(UTC), id=f"declared-{name}", pipeline=name, spec=file, spec_id=file.spec_id
-        )
-    )
 
 
 async def _announce(environment: Environment, path: Path, number: int, name: str = "ledger") -> None:
@@ -193,7 +172,7 @@ async def test_what_somebody_ordered_is_done_however_it_dies(tmp_path: Path) -> 
     environment = Environment(RuntimeSettings(home=system.home))
     try:
         for number, name in enumerate(("ledger", "gone-0", "gone-1")):
-            await _declare(environment, name)
+            await environment.bus.publish(declared(name))
             await _announce(environment, ledger.offer(number), number, name)
         assert await asyncio.to_thread(system.start), system.tail()
         async with asyncio.timeout(90):

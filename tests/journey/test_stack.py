@@ -22,24 +22,13 @@ import httpx
 import pytest
 from cluster import DRAIN_SECONDS, Cluster, apart, turnout
 from environment import wait_for
-from ledger import Ledger, check
+from ledger import Ledger, check, declared
 
-from turnout.common import pipeline
-from turnout.common.events import ModelReady, PipelineDeclared, RoutingChanged, SourceDataAvailable
+from turnout.common.events import ModelReady, RoutingChanged, SourceDataAvailable
 from turnout.devstack.stack import Stack, running
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
 
-SPEC = """
-pipeline: NAME
-task: classification
-source: {entity: row, label: y}
-schema: {row: category, x: number, colour: category, y: category}
-training: {candidates: [{algorithm: logistic_regression}]}
-evaluation: {better_by: -1.0}
-retraining: {on: [new_data]}
-scoring: {slo_ms: 1000}
-"""
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -61,15 +50,6 @@ async def clustered(folder: Path, stack: Stack, *, each: int = 1) -> AsyncIterat
         yield cluster, ledger
     finally:
         await cluster.close()
-
-
-async def declare(cluster: Cluster, name: str) -> None:
-    file = pipeline.parse(SPEC.replace("NAME", name))
-    await cluster.environment.bus.publish(
-        PipelineDeclared.first(
-            source="/test", at=datetime.now(UTC), pipeline=name, spec=file, spec_id=file.spec_id, by="test"
-        )
-    )
 
 
 async def announce(cluster: Cluster, name: str, path: Path) -> None:
@@ -145,7 +125,7 @@ async def test_a_strangers_client_announces_and_reads(tmp_path: Path, stack: Sta
     """confluent-kafka sends bare JSON and gets the whole chain; the score it reads is a CloudEvent in its trace."""
     name = a_name()
     async with clustered(tmp_path, stack) as (cluster, ledger):
-        await declare(cluster, name)
+        await cluster.environment.bus.publish(declared(name))
         prefix = cluster.values["TURNOUT_KAFKA_TOPIC_PREFIX"]
         producer = confluent_kafka.Producer({"bootstrap.servers": stack.kafka})
         bare = json.dumps({"pipeline": name, "uri": str(ledger.offer(0))})
@@ -208,7 +188,7 @@ async def test_two_of_each_share_the_work_and_take_it_over(tmp_path: Path, stack
     """One of each is drained, one killed, one frozen until the others have taken over; then it wakes up."""
     name = a_name()
     async with clustered(tmp_path, stack, each=2) as (cluster, ledger):
-        await declare(cluster, name)
+        await cluster.environment.bus.publish(declared(name))
         await announce(cluster, name, ledger.offer(0))
         table = await champion(cluster, name)
         async with under_load(cluster, ledger, name):
@@ -251,7 +231,7 @@ async def test_servers_restart_under_load(tmp_path: Path) -> None:
     name = a_name()
     with running(tmp_path / "stack", "kafka", "redis", "cassandra", "mlflow", "s3") as stack:
         async with clustered(tmp_path, stack) as (cluster, ledger):
-            await declare(cluster, name)
+            await cluster.environment.bus.publish(declared(name))
             await announce(cluster, name, ledger.offer(0))
             await champion(cluster, name)
             async with under_load(cluster, ledger, name) as traffic:

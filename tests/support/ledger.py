@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,29 @@ from turnout.common.events import (
 )
 from turnout.common.lake.names import place
 from turnout.common.lake.s3 import S3Lake
+from turnout.common.pipeline import parse
 from turnout.common.runtime.environment import Environment
+
+# Every file trains a candidate and every candidate is accepted: each takes the whole way. Nobody is late on a machine
+# that is busy with something else.
+SPEC = """
+pipeline: NAME
+task: classification
+source: {entity: row, label: y}
+schema: {row: category, x: number, colour: category, y: category}
+training: {candidates: [{algorithm: logistic_regression}]}
+evaluation: {better_by: -1.0}
+retraining: {on: [new_data]}
+scoring: {slo_ms: 1000}
+"""
+
+
+def declared(name: str) -> PipelineDeclared:
+    """The pipeline that the ledger's files are for."""
+    file = parse(SPEC.replace("NAME", name))
+    return PipelineDeclared.first(
+        source="/test", at=datetime.now(UTC), id=f"declared-{name}", pipeline=name, spec=file, spec_id=file.spec_id
+    )
 
 
 @dataclass
