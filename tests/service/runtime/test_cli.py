@@ -43,6 +43,7 @@ from turnout.common.events import (
     Event,
     PipelineDeclared,
     SourceDataAvailable,
+    TopicPullRequested,
     VersionEjected,
 )
 from turnout.common.runtime import home
@@ -496,3 +497,43 @@ def test_version_and_help(turnout: Turnout) -> None:
     assert turnout("--version").out.strip()
     assert "apply" in turnout("--help").out
     assert turnout("aply").code == 2
+
+
+# --- pull ---------------------------------------------------------------------------------------------------------
+
+TAKING = """
+pipeline: beats
+task: features
+source: {{topic: their.feed, entity: patient, pull: on_request}}
+schema: {{patient: category, pulse: number}}
+"""
+
+
+def test_pull_asks_as_far_as_the_topic_goes_now(turnout: Turnout, place: Path) -> None:
+    put(place, declared(pipeline_file(TAKING)), *(Record("their.feed", b"a", b"{}") for _ in range(3)))
+    said = turnout("pull", "beats")
+    assert said.code == 0
+    assert "the work waits there for `turnout up`" in said.err
+    waited = turnout("pull", "beats", "--no-wait")
+    first, second = on(place, TopicPullRequested)
+    assert waited.out.strip() == second.id
+    assert sorted(first.ends.values()) == [0, 0, 0, 3]
+
+
+def test_pull_of_what_takes_no_topic_names_the_fix(turnout: Turnout, place: Path) -> None:
+    put(place, declared(pipeline_file()), declared(pipeline_file(TAKING)))
+    said = turnout("pull", "p")
+    assert said.code == 2
+    assert " ".join(said.err.split()) == "PIPELINE: 'p' takes no topic; name one as source.topic in its file"
+    said = turnout("pull", "beat")
+    assert said.code == 2
+    assert "did you mean 'beats'?" in said.err
+
+
+def test_dead_letters_of_a_topic_that_a_pipeline_takes_go_back(turnout: Turnout, place: Path) -> None:
+    put(place, declared(pipeline_file(TAKING)))
+    said = turnout("replay", "their.feed")
+    assert (said.code, said.out.strip()) == (0, "no dead letters of their.feed are left to send")
+    said = turnout("replay", "their.fed")
+    assert said.code == 2
+    assert "did you mean 'their.feed'?" in said.err

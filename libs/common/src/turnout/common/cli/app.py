@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from turnout.common import telemetry
-from turnout.common.cli import asking, changing, declaring, doctor, following, keys, lineage, running
+from turnout.common.cli import asking, changing, declaring, doctor, following, keys, lineage, pulling, running
 from turnout.common.cli.console import errors
 from turnout.common.errors import Invalid, TurnoutError, Unavailable
 from turnout.common.runtime.redaction import redact
@@ -42,7 +42,8 @@ def root(
 
 
 for command in (
-    running.up, running.run, declaring.apply, following.publish, following.events, following.replay, asking.models,
+    running.up, running.run, declaring.apply, pulling.pull, following.publish, following.events, following.replay,
+    asking.models,
     changing.promote, changing.rollback, changing.unpin, changing.remove, changing.forget,
     lineage.lineage, doctor.doctor,
 ):  # fmt: skip

@@ -258,7 +258,7 @@ async def _publish(env: Environment, spec: PipelineFile, *, declare: bool) -> No
     if declare:
         events.append(
             PipelineDeclared.first(
-                source="/cli", at=now, pipeline=spec.pipeline, spec=spec, spec_id=spec.spec_id, by=_user()
+                source="/cli", at=now, pipeline=spec.pipeline, spec=spec, spec_id=spec.spec_id, by=user()
             )
         )
     if spec.source.uri is not None:
@@ -284,7 +284,8 @@ def _warnings(received: Received) -> list[str]:
     return [*messages[:MAX_WARNINGS], *([f"and {more} more"] if more > 0 else [])]
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs the command, as far as the machine knows."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

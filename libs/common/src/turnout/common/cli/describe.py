@@ -30,6 +30,9 @@ from turnout.common.events import (
     ScoreRequested,
     SourceDataAvailable,
     StageFailed,
+    TopicPullAdvanced,
+    TopicPulled,
+    TopicPullRequested,
     TrainingRequested,
     VersionEjected,
     VersionRestored,
@@ -87,6 +90,10 @@ def describe(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912 (one line an 
             return event.uri
         case BatchScored():
             return f"{event.rows} rows by version {event.version}"
+        case TopicPullRequested():
+            return f"asked for by {event.by}"
+        case TopicPullAdvanced() | TopicPulled():
+            return f"{event.taken} taken from {event.source_topic}, {event.refused} refused"
         case StageFailed():
             return f"{event.stage}: {event.error}"
         case _:

@@ -108,9 +108,11 @@ def replay(
 
     async def work() -> None:
         name = topic.removesuffix(DEAD)
-        if event_class(name) is None:
-            raise Unknown.name("TOPIC", "topic", topic, REGISTRY)
         async with environment(home) as env:
+            if event_class(name) is None:
+                theirs = {file.source.topic for file in await env.pipelines.newest()} - {None}
+                if name not in theirs:
+                    raise Unknown.name("TOPIC", "topic", topic, theirs | REGISTRY.keys())
             who = await asyncio.to_thread(env.keys.check, key, "admin")
             sent = await replay_dead_letters(env.bus, name)
             if sent:

@@ -8,7 +8,7 @@ for nobody. Who published one waits until it comes back (`Routes.settled`) and s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -184,6 +184,11 @@ class Pipelines:
     async def file(self, pipeline: str, spec_id: str | None = None) -> PipelineFile:
         """The newest pipeline file."""
         return (await self.declared(pipeline, spec_id)).spec
+
+    async def newest(self) -> Sequence[PipelineFile]:
+        """Every pipeline's file, after reading the topic again. Raises `Unavailable`."""
+        await self._view.refresh()
+        return [found.spec for name in self.names() if (found := self._view.get(name)) is not None]
 
     def now(self, pipeline: str) -> PipelineFile | None:
         """The newest pipeline file as far as it is known here."""
