@@ -157,3 +157,8 @@ def test_what_is_missing_is_noticed() -> None:
     assert tally.missing(state, second)
     folded([first], state)
     assert not tally.missing(state, second)
+    assert not tally.missing(state, first), "again, but nothing is missing"
+    third, fourth = router.tell(score("s-3"))[0], router.tell(score("s-4"))[0]
+    assert tally.missing(state, fourth), "an old state that came back: somebody had counted further"
+    assert not tally.next_missing(state, [second, third, fourth])
+    assert tally.next_missing(state, [fourth])

@@ -260,7 +260,7 @@ class Watch:
     async def _fold(self, standing: Standing, told: Sequence[Event]) -> None:
         """Take events in; what of the state was lost is rebuilt first."""
         pipeline, limits = standing.pipeline, standing.limits
-        if await self._state.fold(lambda state: any(tally.missing(state, event) for event in told)):
+        if await self._state.fold(lambda state: tally.next_missing(state, told)):
             found = await self._rebuilt_tallies(standing)
             await self._state.fold(lambda state: tally.begin(state, pipeline, found))
         champion = standing.table.champion if standing.table is not None else None

@@ -12,7 +12,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from turnout.common import telemetry
-from turnout.common.bus.port import Bus, Delivery
+from turnout.common.bus.port import Delivery, Source
 from turnout.common.errors import Unavailable
 from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.handling import Handled, Handling, context, pause
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 class Consumer:
     """Takes deliveries for one reaction until it is stopped."""
 
-    def __init__(self, bus: Bus, handling: Handling) -> None:
+    def __init__(self, bus: Source, handling: Handling) -> None:
         self._bus = bus
         self._handling = handling
         self._stopping = False
@@ -34,6 +34,11 @@ class Consumer:
     def group(self) -> str:
         """The consumer group."""
         return self._handling.group
+
+    @property
+    def polled(self) -> float | None:
+        """When it last looked for records (monotonic seconds), also in vain; None while it does not consume."""
+        return self._bus.polled(self.group)
 
     async def run(self) -> None:
         """For ever, or until `stop`."""

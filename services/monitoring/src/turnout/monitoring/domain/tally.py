@@ -49,13 +49,10 @@ class Marks:
             self.ahead.discard(self.upto)
         return True
 
-    def begin(self, number: int) -> None:
-        """What came before `number` will not come any more."""
-        self.upto = max(self.upto, number - 1)
-        self.ahead = {n for n in self.ahead if n > self.upto}
-        while self.upto + 1 in self.ahead:
-            self.upto += 1
-            self.ahead.discard(self.upto)
+    def settle(self) -> None:
+        """What is missing below the greatest number that was seen will not come any more."""
+        self.upto = max(self.ahead, default=self.upto)
+        self.ahead = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,20 +173,39 @@ class Tally:
 
 
 def missing(state: State, event: Event) -> bool:
-    """Whether what came before `event` should be here and is not: its pipeline's state was lost, or never begun."""
-    known = versions(state, event.pipeline)
-    if known is None:
+    """Whether what came before `event` should be here and is not: the state was lost, or never begun, or is an old one.
+
+    An outbox's summaries come in the order of their numbers, again perhaps, but never with a gap.
+    """
+    if versions(state, event.pipeline) is None:
         return True
-    return isinstance(event, ScoresSummarised) and event.sequence > 1 and event.version not in known
+    if not isinstance(event, ScoresSummarised):
+        return False
+    found = state.get(_key(event.pipeline, event.version))
+    upto, ahead, _ = (found or {"marks": {}})["marks"].get(event.outbox, (0, (), 0))
+    return event.sequence > max([upto, *ahead]) + 1
+
+
+def next_missing(state: State, events: Iterable[Event]) -> bool:
+    """`missing`, for events that come one after the other."""
+    seen: set[tuple[str, str]] = set()
+    for event in events:
+        of = (event.version, event.outbox) if isinstance(event, ScoresSummarised) else None
+        if (of is None or of not in seen) and missing(state, event):
+            return True
+        if of is not None:
+            seen.add(of)
+    return False
 
 
 def begin(state: State, pipeline: str, tallies: Mapping[str, Tally]) -> None:
-    """Put in what was rebuilt; what is there stays."""
-    known = versions(state, pipeline) or []
+    """Put in what was rebuilt, in place of what is there."""
+    for version in versions(state, pipeline) or []:
+        if version not in tallies:
+            state.pop(_key(pipeline, version), None)
     for version, tally in tallies.items():
-        if version not in known:
-            state[_key(pipeline, version)] = tally.to_json()
-    _name(state, pipeline, {*known, *tallies})
+        state[_key(pipeline, version)] = tally.to_json()
+    _name(state, pipeline, tallies)
 
 
 def fold(state: State, event: Event, limits: Limits) -> bool:
@@ -232,20 +248,16 @@ def tallies(state: Mapping[str, Json], pipeline: str) -> dict[str, Tally] | None
 def rebuilt(log: Iterable[ScoresSummarised], limits: Limits) -> tuple[dict[str, Tally], datetime | None]:
     """Tallies from the summaries that the log still holds of one pipeline, and when the oldest of them begins.
 
-    What the log does not hold any more will not come: the marks begin with the first number that is there.
+    What the log does not hold will not come.
     """
     made: dict[str, Tally] = {}
     since: datetime | None = None
-    first: dict[tuple[str, str], int] = {}
     for event in log:
         made.setdefault(event.version, Tally()).told(event, limits)
         since = event.since if since is None else min(since, event.since)
-        seen = (event.version, event.outbox)
-        first[seen] = min(first.get(seen, event.sequence), event.sequence)
-    for (version, outbox), number in first.items():
-        marks = made[version].marks.get(outbox)
-        if marks is not None:
-            marks.begin(number)
+    for tally in made.values():
+        for marks in tally.marks.values():
+            marks.settle()
     return made, since
 
 
