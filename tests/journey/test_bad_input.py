@@ -181,6 +181,12 @@ def _apply(name: str, text: str, says: str) -> BadCommand:
     return BadCommand(name, ("apply", "bad.yaml"), says, {"bad.yaml": text})
 
 
+TAKING = """
+pipeline: taking
+task: features
+source: {topic: their.feed, entity: e}
+schema: {e: category, a: number}
+"""
 HEAD = "pipeline: bad\ntask: classification\nsource: {label: y, uri: good.csv}\n"
 COMMANDS = [
     _apply(
@@ -198,6 +204,17 @@ COMMANDS = [
     _apply("no label", "pipeline: bad\ntask: regression\n", "source.label"),
     _apply("no YAML", "pipeline: [", "YAML"),
     _apply("expression that is none", HEAD.replace("label: y", "label: y, positive: 'y >'"), "positive"),
+    _apply("a topic of ours as a source", TAKING.replace("their.feed", "ScoreProduced"), "source.topic: ScoreProduced"),
+    _apply("a topic without an entity", TAKING.replace(", entity: e", ""), "source.entity"),
+    _apply("a topic without columns", TAKING.partition("schema")[0], "declare them: e: category"),
+    _apply("an unknown way to pull", TAKING.replace("entity: e", "entity: e, pull: strem"), "stream, on_request, or"),
+    _apply("a schedule that is none", TAKING.replace("entity: e", "entity: e, pull: {every: 1}"), "for example 60s"),
+    _apply("a pull without a topic", HEAD.replace("label: y", "label: y, pull: on_request"), "source.pull"),
+    _apply("a feed into its own source", TAKING + "scoring: {feed: their.feed}", "this pipeline's own source"),
+    _apply("a feed that is no topic", HEAD + "scoring: {feed: 'a/b'}", "'a/b' is no topic's name"),
+    BadCommand("pull of a pipeline without a topic", ("pull", "good"), "source.topic"),
+    BadCommand("pull of an unknown pipeline", ("pull", "goood"), "did you mean 'good'"),
+    BadCommand("replay of an unknown topic", ("replay", "their.fed"), "did you mean 'their.feed'"),
     BadCommand("no such file", ("apply", "nowhere.yaml"), "nowhere.yaml"),
     BadCommand("init with a label that is not there", ("init", "good.csv", "--label", "yy"), "did you mean 'y'"),
     BadCommand("init of a file that is not there", ("init", "nowhere.csv", "--label", "y"), "nowhere.csv"),
@@ -227,7 +244,9 @@ class Poison:
 TOPICS = ("SourceDataAvailable", "RawDataExtracted", "FeaturesGenerated", "DataSegregated", "ModelTrained",
           "ModelReady", "ScoreRequested", "ScoreProduced", "OutcomeObserved", "ObservationReceived",
           "TrainingRequested", "BatchScoringRequested", "RoutingChanged", "VersionEjected", "PipelineRemoved",
-          "EntityForgotten")  # fmt: skip
+          "EntityForgotten", "TopicPullRequested")  # fmt: skip
+THEIRS = "their.feed"
+ROW = b'{"e": "x", "a": 1'
 POISON = [
     *(Poison(f"not JSON on {topic}", topic, b"\xff\xfenot json") for topic in TOPICS),
     Poison("empty", "SourceDataAvailable", b""),
@@ -241,6 +260,21 @@ POISON = [
     Poison("a source outside the roots", "SourceDataAvailable", b'{"pipeline": "good", "uri": "/etc/passwd"}'),
     Poison("a source by a scheme that we do not fetch", "SourceDataAvailable", b'{"pipeline": "good", "uri": "http://169.254.169.254/x"}'),
     Poison("a source that is not there", "SourceDataAvailable", b'{"pipeline": "good", "uri": "nowhere.csv"}'),
+    Poison("a pull of a pipeline without a topic", "TopicPullRequested", b'{"pipeline": "good"}'),
+    Poison("a pull with ends that are none", "TopicPullRequested", b'{"pipeline": "taking", "ends": {"first": 1}}'),
+    Poison("not JSON on somebody's topic", THEIRS, b"\xff\xfenot json"),
+    Poison("empty, on somebody's topic", THEIRS, b""),
+    Poison("a tombstone on somebody's topic", THEIRS, None),
+    Poison("ten megabytes on somebody's topic", THEIRS, b'"' + b"x" * 10_000_000 + b'"'),
+    Poison("not an object", THEIRS, b"[1]"),
+    Poison("a row of nobody", THEIRS, b'{"a": 1}'),
+    Poison("a column that is not declared", THEIRS, ROW + b', "b": 1}'),
+    Poison("text for a number, on somebody's topic", THEIRS, b'{"e": "x", "a": "much"}'),
+    Poison("an object for a number", THEIRS, b'{"e": "x", "a": {"b": 1}}'),
+    Poison("another event of ours", THEIRS, b'{"pipeline": "good"}', (("ce_type", b"turnout.PipelineRemoved.v1"),)),
+    Poison("an observation from the future", THEIRS, ROW + b"}", (("ce_type", b"turnout.ObservationReceived.v9"),)),
+    Poison("a header that is no text", THEIRS, ROW + b"}", (("ce_id", b"\xff"),)),
+    Poison("a thousand headers on somebody's topic", THEIRS, b"{}", tuple((f"h{i}", b"v") for i in range(1000))),
 ]  # fmt: skip
 
 
@@ -361,6 +395,12 @@ async def town(system: System) -> AsyncIterator[Town]:
     environment = Environment(RuntimeSettings(home=system.home))
     town = Town(system, environment)
     await town.declare("good", SPEC, system.sources / "good.csv", train=True)
+    taking = pipeline.parse(TAKING)
+    await environment.bus.publish(
+        PipelineDeclared.first(
+            source="/test", at=datetime.now(UTC), pipeline="taking", spec=taking, spec_id=taking.spec_id
+        )
+    )
     await town.wait((RoutingChanged,), lambda e: e.pipeline == "good")
     yield town
     assert system.alive(), system.tail()
