@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from turnout.common.cassandra.connection import open_cluster
@@ -9,7 +10,8 @@ from turnout.common.cassandra.settings import CassandraSettings
 
 
 def emptied(server: str, keyspace: str) -> CassandraSettings:
-    """Settings for the keyspace at HOST:PORT; what tables it has are empty, their formats known."""
+    """Settings for the keyspace at HOST:PORT, one for each process of a run; what tables it has are empty."""
+    keyspace += os.environ.get("PYTEST_XDIST_WORKER", "")
     settings = CassandraSettings(hosts=server, keyspace=keyspace, timeout_seconds=30)
     cluster = open_cluster(settings)
     try:

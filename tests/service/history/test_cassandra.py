@@ -239,13 +239,13 @@ async def test_a_caller_that_goes_away_while_we_connect_leaves_the_others_be(set
 
 async def test_a_newer_format_is_refused_by_name(settings: CassandraSettings, store: CassandraHistoryStore) -> None:
     await store.count_scores("p")
-    _execute(settings, f"UPDATE {KEYSPACE}.format SET format = 99 WHERE store = 'history'")
+    _execute(settings, f"UPDATE {settings.keyspace}.format SET format = 99 WHERE store = 'history'")
     newer = CassandraHistoryStore(settings)
     try:
         with pytest.raises(Unavailable, match="format 99"):
             await newer.count_scores("p")
     finally:
-        _execute(settings, f"UPDATE {KEYSPACE}.format SET format = 1 WHERE store = 'history'")
+        _execute(settings, f"UPDATE {settings.keyspace}.format SET format = 1 WHERE store = 'history'")
         await newer.close()
 
 
