@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 
 from turnout.common.bus.kafka.settings import KafkaSettings
-from turnout.common.bus.kafka.tolerating import tolerate
+from turnout.common.bus.kafka.tolerating import WHOLE, tolerate
 from turnout.common.bus.kafka.troubles import FAILURES, PAUSE_SECONDS, again, quieten, unavailable
 from turnout.common.errors import Invalid, Unavailable
 
@@ -87,7 +87,10 @@ class Connecting:
         instance: str | None = None,
         subscribe: Callable[[AIOKafkaConsumer], None] | None = None,
     ) -> AIOKafkaConsumer:
-        """A started consumer: without a group, or a static member of `group` that `subscribe` tells what to read."""
+        """A started consumer: without a group, or a static member of `group` that `subscribe` tells what to read.
+
+        A member gets whole batches (`Fetched`), the others records.
+        """
         await self.ready()
         common = await self._options()
         consumer = AIOKafkaConsumer(
@@ -101,6 +104,7 @@ class Connecting:
             rebalance_timeout_ms=int(SESSION_SECONDS * 1000),
             heartbeat_interval_ms=int(HEARTBEAT_SECONDS * 1000),
             max_partition_fetch_bytes=FETCH_BYTES,
+            value_deserializer=None if group is None else WHOLE,
         )
         if subscribe is not None:
             subscribe(consumer)

@@ -23,6 +23,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 
 from turnout.common.bus.cloudevents import as_record
 from turnout.common.bus.kafka.connecting import SESSION_SECONDS, Connecting, is_member
+from turnout.common.bus.kafka.tolerating import Fetched
 from turnout.common.bus.kafka.troubles import FAILURES, again, unavailable
 from turnout.common.bus.port import Received, Record
 from turnout.common.errors import Unavailable
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 DELIVERY_RECORDS = 500
 DELIVERY_BYTES = 8 * 1024 * 1024
 # A partition with this many records waiting is asked for no more; one poll may bring a fetch (1 MiB) on top.
-HIGH_WATER = 500
+HIGH_WATER = 1000
 POLL_SECONDS = 0.5
 # Before a rebalance, what is being handled may end; the group waits for us no longer than a session.
 REVOKE_SECONDS = 2.0
@@ -46,7 +47,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST = 253_402_300_799_000
 
 
-@dataclass
+@dataclass(eq=False)
 class Reading:
     """Where the member stands in a partition that it holds."""
 
@@ -54,12 +55,26 @@ class Reading:
     committed: int
     position: int
     """The offset that is handed out next."""
-    waiting: deque[Any] = field(default_factory=deque[Any])
+    waiting: deque[Fetched] = field(default_factory=deque[Fetched])
     opened: deque[KafkaDelivery] = field(default_factory=deque[Any])
-    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     standing: bool = True
     """False while a rebalance decides whose it is."""
     lost: bool = False
+
+    @property
+    def ahead(self) -> int:
+        """Records that wait, at most."""
+        return self.waiting[-1].offset + 1 - self.position if self.waiting else 0
+
+    @property
+    def settled(self) -> int:
+        """The offset behind what may be committed."""
+        end = self.committed
+        for delivery in self.opened:
+            if not delivery.written:
+                break
+            end = delivery.end
+        return end
 
 
 class Member(ConsumerRebalanceListener):
@@ -82,6 +97,7 @@ class Member(ConsumerRebalanceListener):
         self._readings: dict[TopicPartition, Reading] = {}
         self._rebalancing = True
         self._proved = 0.0
+        self._committing = asyncio.Lock()
         self._problem: Unavailable | None = None
         self._leaving = False
         # There is something to hand out; there is room for more; a rebalance is over or a delivery is done.
@@ -127,7 +143,10 @@ class Member(ConsumerRebalanceListener):
                 raise again(self._problem)
             reading = self._readable()
             if reading is not None:
-                return self._hand_out(reading)
+                delivery = self._hand_out(reading)
+                if delivery is not None:
+                    return delivery
+                continue
             self._came.clear()
             await self._came.wait()
 
@@ -202,18 +221,17 @@ class Member(ConsumerRebalanceListener):
         await self._hold(reading)
         if records:
             await self._append(records)
-        async with reading.settling:
-            await self._decided(reading)
-            end = reading.committed
-            for one in reading.opened:
-                if one is not delivery and not one.settled:
-                    break
-                end = one.end
-            if end > reading.committed:
-                await self._commit(reading, end)
-            delivery.settled = True
-            while reading.opened and reading.opened[0].settled:
-                reading.opened.popleft()
+        await self._decided(reading)
+        delivery.written = True
+        try:
+            if reading.settled > reading.committed:
+                await self._commit(reading)
+        except BaseException:
+            delivery.written = False
+            raise
+        delivery.settled = True
+        while reading.opened and reading.opened[0].settled:
+            reading.opened.popleft()
         self._changed.set()
 
     async def _hold(self, reading: Reading) -> None:
@@ -223,8 +241,7 @@ class Member(ConsumerRebalanceListener):
         """
         await self._decided(reading)
         if time.monotonic() - self._proved > PROOF_SECONDS:
-            async with reading.settling:
-                await self._commit(reading, reading.committed)
+            await self._commit(reading, prove=True)
 
     async def _decided(self, reading: Reading) -> None:
         """Wait for the outcome of a rebalance. Raises `Unavailable` if the partition moved."""
@@ -238,18 +255,34 @@ class Member(ConsumerRebalanceListener):
         if reading.lost:
             raise self._moved(reading)
 
-    async def _commit(self, reading: Reading, offset: int) -> None:
-        consumer = self._subscribed
-        if not is_member(consumer):
-            raise self._moved(reading)
-        try:
-            async with asyncio.timeout(self._connecting.settings.timeout_seconds):
-                await consumer.commit({reading.partition: offset})
-        except FAILURES as error:
-            reading.lost = True
-            raise self._said(error, f"moving the offset of {reading.partition.topic}") from error
-        reading.committed = offset
-        self._proved = time.monotonic()
+    async def _commit(self, reading: Reading, *, prove: bool = False) -> None:
+        """Move the offset over what is settled, of all partitions at once; who comes meanwhile shares the next round.
+
+        To `prove` that the partition is ours it is moved to where it is, unless that was proved meanwhile.
+        """
+        end = reading.settled
+        async with self._committing:
+            await self._decided(reading)
+            if time.monotonic() - self._proved <= PROOF_SECONDS if prove else reading.committed >= end:
+                return
+            consumer = self._subscribed
+            if not is_member(consumer):
+                raise self._moved(reading)
+            moving = {
+                one: one.settled
+                for one in self._readings.values()
+                if one is reading or (one.settled > one.committed and one.standing and not one.lost)
+            }
+            try:
+                async with asyncio.timeout(self._connecting.settings.timeout_seconds):
+                    await consumer.commit({one.partition: offset for one, offset in moving.items()})
+            except FAILURES as error:
+                for one in moving:
+                    one.lost = True
+                raise self._said(error, f"moving the offset of {reading.partition.topic}") from error
+            for one, offset in moving.items():
+                one.committed = offset
+            self._proved = time.monotonic()
 
     def _moved(self, reading: Reading) -> Unavailable:
         where = f"partition {reading.partition.partition} of {reading.partition.topic}"
@@ -257,20 +290,22 @@ class Member(ConsumerRebalanceListener):
             return again(self._problem)
         return Unavailable(where, f"the partition moved to another member of {self.group}")
 
-    def _hand_out(self, reading: Reading) -> KafkaDelivery:
-        name = self.topics[reading.partition.topic]
-        found: list[Received] = []
-        room = DELIVERY_BYTES
-        while reading.waiting and room > 0 and len(found) < DELIVERY_RECORDS:
-            taken = reading.waiting.popleft()
-            found.append(as_received(name, taken))
-            room -= len(taken.value or b"")
+    def _hand_out(self, reading: Reading) -> KafkaDelivery | None:
+        """The next records of the partition; None if what waits holds none."""
+        try:
+            found = _taken(self.topics[reading.partition.topic], reading)
+        except Exception as error:
+            log.exception("reading failed", group=self.group)
+            self.fail(self._said(error, "reading"))
+            return None
+        self._room.set()
+        if not found:
+            return None
         reading.position = found[-1].offset + 1
         # Partitions take turns: this one is the last now.
         self._readings[reading.partition] = self._readings.pop(reading.partition)
         delivery = KafkaDelivery(found, reading.position, self, reading)
         reading.opened.append(delivery)
-        self._room.set()
         return delivery
 
     def _readable(self) -> Reading | None:
@@ -298,11 +333,12 @@ class Member(ConsumerRebalanceListener):
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         self._room.clear()
         readings = {} if self._rebalancing else self._readings
-        wanted = [p for p, reading in readings.items() if len(reading.waiting) < HIGH_WATER]
+        wanted = [p for p, reading in readings.items() if reading.ahead < HIGH_WATER]
         all_wanted = len(wanted) == len(readings)
         # Asked for nothing it still counts as a poll. What is not asked for stays in the client, and is fetched no
         # further.
         polling = consumer.getmany(*(wanted or [_NOTHING]), timeout_ms=int(POLL_SECONDS * 1000))
+        found: Mapping[TopicPartition, Sequence[Any]]
         found = await polling if all_wanted else await self._unless_room(polling)
         if self._rebalancing:
             return  # what comes now comes again: the rebalance ends with a seek
@@ -343,6 +379,8 @@ class KafkaDelivery:
     def __init__(self, received: Sequence[Received], end: int, member: Member, reading: Reading) -> None:
         self.received = received
         self.end = end
+        self.written = False
+        """What was produced is written: the offset may move."""
         self.settled = False
         self.reading = reading
         self._member = member
@@ -356,11 +394,24 @@ class KafkaDelivery:
             await self._member.settle(self, [as_record(event) for event in produced])
 
 
-def as_received(name: str, record: Any) -> Received:
-    """What aiokafka read, as the port has it."""
-    headers = tuple((key, value or b"") for key, value in record.headers) if record.headers else ()
-    place = record.partition, record.offset, _moment(record.timestamp)
-    return Received(Record(name, record.key, record.value, headers), *place)
+def as_received(name: str, partition: int, record: Any) -> Received:
+    """A record of aiokafka's, as the port has it."""
+    headers = tuple([(key, value or b"") for key, value in record.headers]) if record.headers else ()
+    found = Record(name, record.key, record.value, headers)
+    return Received(found, partition, record.offset, _moment(record.timestamp))
+
+
+def _taken(name: str, reading: Reading) -> list[Received]:
+    """What the next delivery consists of, taken from what waits."""
+    partition, found, room = reading.partition.partition, list[Received](), DELIVERY_BYTES
+    while reading.waiting:
+        for record in reading.waiting[0]:
+            found.append(as_received(name, partition, record))
+            room -= len(record.value or b"")
+            if len(found) == DELIVERY_RECORDS or room <= 0:
+                return found
+        reading.waiting.popleft()
+    return found
 
 
 @lru_cache(maxsize=1024)

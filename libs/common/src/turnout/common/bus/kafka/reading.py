@@ -47,7 +47,7 @@ class Readers:
                 found: Mapping[Any, Sequence[Any]] = await consumer.getmany(timeout_ms=POLL_MILLISECONDS)
                 for records in found.values():
                     for record in records:
-                        yield as_received(name, record)
+                        yield as_received(name, record.partition, record)
 
     async def bounds(
         self, partitions: Sequence[TopicPartition]
@@ -137,7 +137,8 @@ class Readers:
             # Only what the next record may be in: the others' records wait in the client.
             found: Mapping[Any, Sequence[Any]] = await consumer.getmany(*lacking, timeout_ms=POLL_MILLISECONDS)
             for partition, records in found.items():
-                heads[partition].extend(as_received(name, r) for r in records if r.offset < ends[partition])
+                number, end = partition.partition, ends[partition]
+                heads[partition].extend(as_received(name, number, r) for r in records if r.offset < end)
             for partition in lacking:
                 # Behind the last record there may be offsets without one: markers, and what compaction took.
                 if not heads[partition] and await consumer.position(partition) >= ends[partition]:
