@@ -315,7 +315,7 @@ async def test_a_test_part_that_cannot_tell_refuses_with_the_reason(env: Environ
 async def test_curves_are_kept_with_the_run(env: Environment, warm: Any) -> None:
     await env.bus.publish(builders.declared(a_file()))
     await decided(env, trained(env, splits.segregated(env.lake, splits.rows(count=300)), GOOD))
-    folder: Path = warm.registry._folder
+    folder: Path = warm.registry._home._folder
     (roc,) = folder.glob("artefacts/p/*/artifacts/curves/roc.json")
     assert orjson.loads(roc.read_bytes())["yes"][0]["false_positive_rate"] == 0
 
