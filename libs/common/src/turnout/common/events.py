@@ -615,8 +615,8 @@ class ScoreProduced(Event):
 class ScoresSummarised(Event):
     """What one router's scores of about a second say of one version.
 
-    `time` is the newest score's, `since` the oldest's. `outbox` counted them, and `sequence` numbers its summaries of this version without a gap: who has seen a number
-    ignores it. `tries` are the newest attempts, oldest first.
+    `time` is the newest score's, `since` the oldest's. `outbox` counted them, and `sequence` numbers its summaries of
+    this version without a gap: who has seen a number ignores it. `tries` are the newest attempts, oldest first.
     """
 
     writers = ("scoring",)
