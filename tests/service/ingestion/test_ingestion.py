@@ -161,6 +161,20 @@ async def test_redelivered_observations_are_known_after_a_restart(environment: E
     assert sorted(row["age"] for row in observations(environment)) == [float(n) for n in range(6)]
 
 
+async def test_observations_that_another_process_wrote_and_did_not_finish_are_known(environment: Environment) -> None:
+    await declare(environment, FILE.model_copy(update={"columns": {"age": "number"} | KEYS}))
+    one, other = build(environment).reactions[1], build(environment).reactions[1]
+    events = [observed(n) for n in range(8)]
+    await one.handle(events[:2])
+    await other.handle(events[2:4])  # it has looked into the lake, and goes on working
+    await one.handle(events[4:6])  # and dies before its offset moves
+
+    await other.handle(events[5:])
+    await other.handle(events)
+
+    assert sorted(row["age"] for row in observations(environment)) == [float(n) for n in range(8)]
+
+
 async def test_a_trickle_of_observations_is_gathered(environment: Environment) -> None:
     await declare(environment, FILE.model_copy(update={"columns": {"age": "number"} | KEYS}))
     gathering = Observing(

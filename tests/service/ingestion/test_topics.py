@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -95,8 +94,8 @@ async def test_messages_are_taken_as_they_come(environment: Environment) -> None
     async with services(environment):
         await take(environment)
         await kept(environment, 30)
-        fed = builders.observation(entity="e1", values={"pulse": 30.0})
-        await environment.bus.publish(replace(encode(fed), topic=TOPIC), *(row(n) for n in range(31, 60)))
+        fed = encode(builders.observation(entity="e1", values={"pulse": 30.0}))
+        await environment.bus.publish(Record(TOPIC, fed.key, fed.value, fed.headers), *(row(n) for n in range(31, 60)))
 
         assert await kept(environment, 60) == numbers(60)
     assert await dead_letters(environment.bus, TOPIC) == []

@@ -8,7 +8,7 @@ import builders
 from environment import dead_letters, published
 from scoring_stand import Stand, file, standing
 
-from turnout.common.bus.port import Received
+from turnout.common.bus.port import Received, Record
 from turnout.common.events import ObservationReceived, ScoreProduced
 from turnout.common.runtime.environment import Environment
 
@@ -67,11 +67,11 @@ async def test_what_feeds_nothing_is_passed_over_and_poison_is_not(environment: 
             await asyncio.sleep(0.01)
         bad = builders.score_produced(score_id="bad")
         await environment.bus.publish(builders.score_produced("good", entity="good"))
-        from dataclasses import replace
 
         from turnout.common.bus.cloudevents import encode
 
-        await environment.bus.publish(replace(encode(bad), value=b"{}"))
+        encoded = encode(bad)
+        await environment.bus.publish(Record(encoded.topic, encoded.key, b"{}", encoded.headers))
         found = await fed(environment, 1)
         assert [received.record.key for received in found] == [b"good"]
         async with asyncio.timeout(30):

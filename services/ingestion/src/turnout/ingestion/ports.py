@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from turnout.common.events import RawDataExtracted, SourceDataAvailable, Warn
-from turnout.common.lake.port import Lake
+from turnout.common.lake.port import Lake, Manifest
 from turnout.common.pipeline import PipelineFile
 from turnout.ingestion.domain.fitting import Fitted
 from turnout.ingestion.domain.schema import Schema
@@ -66,5 +66,5 @@ class RowSource(Protocol):
 
 # Reads an announcement into the lake and gives the event that says so; runs in a worker process.
 Extract = Callable[[Lake, Task], RawDataExtracted]
-# The columns that a pipeline's batches have, None before the first.
-KeptSchema = Callable[[Lake, str], Schema | None]
+# The columns that a pipeline's batches have, by their manifests; None before the first.
+KeptSchema = Callable[[Sequence[Manifest]], Schema | None]

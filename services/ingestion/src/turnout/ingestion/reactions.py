@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -79,6 +80,21 @@ class Extraction:
         return produced
 
 
+@dataclass
+class _Known:
+    """Observations that are in the lake: the newest row numbers, oldest first, and the batches that they are of."""
+
+    rows: dict[int, None] = field(default_factory=dict)
+    batches: set[str] = field(default_factory=set)
+
+    def add(self, batch: str, rows: Iterable[int]) -> None:
+        """A batch that was written or read."""
+        self.batches.add(batch)
+        self.rows.update(dict.fromkeys(rows))
+        for number in list(self.rows)[:-_REMEMBERED]:
+            del self.rows[number]
+
+
 class Observing:
     """`ObservationReceived` → one batch of the lake for each pipeline and delivery.
 
@@ -106,7 +122,7 @@ class Observing:
         self._pace = pace.total_seconds()
         self._enough = enough
         self._last = -math.inf
-        self._known: dict[str, dict[int, None]] = {}
+        self._known: dict[str, _Known] = {}
 
     async def __call__(self, events: Sequence[Event]) -> list[Refused]:
         """Write the observations that fit; the others are refused."""
@@ -141,23 +157,20 @@ class Observing:
 
     def schema(self, file: PipelineFile) -> Schema:
         """What the pipeline's observations go through. Reads the lake; raises `Invalid` where there is none yet."""
-        return observations.schema_for(file, self._kept(self._lake, file.pipeline))
+        return observations.schema_for(file, self._kept(list(self._lake.manifests("raw", file.pipeline))))
 
     def _write(self, file: PipelineFile, events: Sequence[ObservationReceived]) -> list[Refused]:
-        schema = self.schema(file)
+        manifests = list(self._lake.manifests("raw", file.pipeline))
+        schema = observations.schema_for(file, self._kept(manifests))
         fitting, wrong = observations.fitting(events, schema, file.source)
-        known = self._known.get(file.pipeline)
-        if known is None:
-            known = self._known[file.pipeline] = self._recent(file.pipeline)
-        new = {number: row for number, row in fitting.items() if number not in known}
+        known = self._known.setdefault(file.pipeline, _Known())
+        self._catch_up(known, manifests)
+        new = {number: row for number, row in fitting.items() if number not in known.rows}
         if new:
-            self._commit(file, schema, new)
-            known.update(dict.fromkeys(new))
-            for number in list(known)[:-_REMEMBERED]:
-                del known[number]
+            known.add(self._commit(file, schema, new), new)
         return [Refused(event, error) for event, error in wrong]
 
-    def _commit(self, file: PipelineFile, schema: Schema, rows: Mapping[int, Mapping[str, object]]) -> None:
+    def _commit(self, file: PipelineFile, schema: Schema, rows: Mapping[int, Mapping[str, object]]) -> str:
         ident = content_id("batch", file.pipeline, "observations", sorted(rows))
         ref = DataSetRef(kind="raw", pipeline=file.pipeline, id=ident)
         with self._lake.writer(ref, lake_schema(schema), partition_by=file.source.partition_by) as writer:
@@ -174,17 +187,17 @@ class Observing:
                 at=self._now(),
             )
         crash_point("observations-committed")
+        return ident
 
-    def _recent(self, pipeline: str) -> dict[int, None]:
-        """Row numbers of the newest batches, as many as may have been in deliveries that were not done."""
-        known: dict[int, None] = {}
-        manifests = [m for m in self._lake.manifests("raw", pipeline) if "observations" in m.lineage]
-        for manifest in reversed(manifests[-_RECENT:]):
-            for batch in self._lake.scan(manifest.ref, columns=["_row"]):
-                known.update(dict.fromkeys(batch.column(0).to_pylist()))
-            if len(known) >= _REMEMBERED:
-                break
-        return known
+    def _catch_up(self, known: _Known, manifests: Sequence[Manifest]) -> None:
+        """Look into the newest batches that were written elsewhere: as many as may have been in deliveries that were
+        not done. Another process may have died, whose partitions are read here now."""
+        recent = [m for m in manifests if "observations" in m.lineage][-_RECENT:]
+        for manifest in recent:
+            if manifest.ref.id not in known.batches:
+                rows = [n for b in self._lake.scan(manifest.ref, columns=["_row"]) for n in b.column(0).to_pylist()]
+                known.add(manifest.ref.id, rows)
+        known.batches.intersection_update(manifest.ref.id for manifest in recent)
 
 
 class Forgetting:

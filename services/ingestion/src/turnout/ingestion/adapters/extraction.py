@@ -54,7 +54,7 @@ class _Draft:
 
 def extract(lake: Lake, task: Task) -> RawDataExtracted:
     """Read what the announcement names into the lake. Raises `Invalid` naming every file that cannot be read."""
-    schema = kept_schema(lake, task.cause.pipeline)
+    schema = kept_schema(list(lake.manifests("raw", task.cause.pipeline)))
     done: dict[str, Batch] = {}
     drafts: list[_Draft] = []
     errors: list[Invalid] = []
@@ -83,9 +83,8 @@ def extract(lake: Lake, task: Task) -> RawDataExtracted:
     return event
 
 
-def kept_schema(lake: Lake, pipeline: str) -> Schema | None:
+def kept_schema(manifests: Sequence[Manifest]) -> Schema | None:
     """What the pipeline's newest batch has; every batch of a pipeline has the columns of its first."""
-    manifests = list(lake.manifests("raw", pipeline))
     return _schema_of(manifests[-1]) if manifests else None
 
 

@@ -6,7 +6,6 @@ Behind the answer, not in its way: what is fed was relayed to the bus first, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from turnout.common.bus.cloudevents import encode
 from turnout.common.bus.port import Received, Record
@@ -60,4 +59,5 @@ def fed(score: ScoreProduced, topic: str) -> Record:
         event_time=score.time,
         values=score.values,
     )
-    return replace(encode(observation), topic=topic)
+    record = encode(observation)
+    return Record(topic, record.key, record.value, record.headers)
