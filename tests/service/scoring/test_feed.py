@@ -9,7 +9,7 @@ from environment import dead_letters, published
 from scoring_stand import Stand, file, standing
 
 from turnout.common.bus.port import Received, Record
-from turnout.common.events import ObservationReceived, ScoreProduced
+from turnout.common.events import EntityForgotten, ObservationReceived, ScoreProduced
 from turnout.common.runtime.environment import Environment
 
 TOPIC = "their.feed"
@@ -78,3 +78,18 @@ async def test_what_feeds_nothing_is_passed_over_and_poison_is_not(environment: 
             while not (letters := await dead_letters(environment.bus, ScoreProduced)):
                 await asyncio.sleep(0.02)
         assert dict(letters[0].record.headers)["dead_group"] == b"scoring.feed"
+
+
+async def test_a_forgotten_entity_leaves_the_topic(environment: Environment) -> None:
+    async with standing(environment):
+        await feeding(environment)
+        for number, entity in enumerate(("gone", "stays", "gone")):
+            await environment.bus.publish(builders.score_produced(str(number), entity=entity))
+        await fed(environment, 3)
+        await environment.bus.publish(
+            EntityForgotten.first(source="/test", at=builders.AT, pipeline="p", entity="gone")
+        )
+        async with asyncio.timeout(30):
+            while len(found := await fed(environment, 1)) > 1:
+                await asyncio.sleep(0.02)
+        assert [received.record.key for received in found] == [b"stays"]

@@ -95,7 +95,7 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
             ),
             Reaction("batches", [BatchScoringRequested], batches, long=True),
             Reaction("feed", [ScoreProduced], feed, read=feed.read),
-            Reaction("forget", [EntityForgotten], Forgetting(outbox)),
+            Reaction("forget", [EntityForgotten], Forgetting(outbox, environment.bus, environment.pipelines)),
         ],
         app=app,
         background=[fleet.follow, relay.run],
