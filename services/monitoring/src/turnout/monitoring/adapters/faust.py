@@ -58,6 +58,10 @@ COMMIT_SECONDS = 0.25
 LOOK_SECONDS = 1.0
 CHANGELOG = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "max.compaction.lag.ms": "3600000"}
 STOP_SECONDS = 3.0
+# An app that has something to read and hands nothing on for so long is made anew; one that restores gets longer.
+STALL_SECONDS, RESTORE_SECONDS = 30.0, 180.0
+# Faust's own alarm is for streams that are stuck; ours may wait for a store as long as it takes.
+NEVER = 1e9
 
 log = structlog.get_logger()
 
@@ -246,6 +250,7 @@ class _Running:
         self._handed: asyncio.Queue[_Handed] = asyncio.Queue(1)
         self._looked = time.monotonic()
         self._stopped = False
+        self._sources = {settings.topic_prefix + topic for topic in topics}
         self.at_hand: _Handed | None = None
         self._app = self._made(topics, group, folder)
 
@@ -268,6 +273,7 @@ class _Running:
     async def next(self) -> _Handed:
         """The next delivery. Raises `Unavailable` when the app has ended."""
         self.at_hand = None
+        began = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
@@ -275,6 +281,26 @@ class _Running:
                     return self.at_hand
             if self._app.crashed or self._app.should_stop:
                 raise self._unavailable(self._app.crash_reason)
+            if time.monotonic() - began > (RESTORE_SECONDS if self._restores() else STALL_SECONDS):
+                if unread := await self._unread():
+                    raise Unavailable(f"Kafka at {self._settings.servers}", f"faust does not read {unread}")
+                began = time.monotonic()
+
+    def _restores(self) -> bool:
+        return bool(self._app.rebalancing or self._app.tables.recovery.in_recovery)
+
+    async def _unread(self) -> str | None:
+        """A partition of ours that holds more than was read. Raises `Unavailable`."""
+        consumer = self._app.consumer
+        ours = [tp for tp in consumer.assignment() if tp.topic in self._sources]
+        try:
+            ends = await consumer.highwaters(*ours) if ours else {}
+        except Exception as error:
+            raise self._unavailable(error) from error
+        # What was read last, or, before the first record, where the group stood.
+        read = {tp: consumer._read_offset.get(tp) for tp in ours}  # noqa: SLF001 (it tells nobody else)
+        behind = [tp for tp in ours if (ends.get(tp) or 0) > (-1 if read[tp] is None else read[tp]) + 1]
+        return f"{behind[0].topic}, partition {behind[0].partition}" if behind else None
 
     async def stop(self) -> None:
         """Leave the group; one that hangs is left behind."""
@@ -330,6 +356,7 @@ class _Running:
             consumer_auto_offset_reset="earliest",
             table_standby_replicas=0,
             stream_wait_empty=False,
+            stream_processing_timeout=NEVER,
             topic_replication_factor=1,  # it makes no topic
             topic_allow_declare=False,
             topic_disable_leader=True,
