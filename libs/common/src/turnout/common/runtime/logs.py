@@ -36,7 +36,8 @@ def configure(level: str = "info", *, console: bool | None = None) -> None:
     )
     # Libraries log through the standard library; their warnings go the same way.
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=rendering, foreign_pre_chain=shared[:-1]))
+    foreign: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=foreign, foreign_pre_chain=shared[:-1]))
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
 
 
