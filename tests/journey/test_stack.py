@@ -74,9 +74,11 @@ class Traffic:
             while True:
                 for member in [m for m in self._cluster.of("scoring") if m.alive()]:
                     await self._ask(http, member.url)
-                for member in [m for m in self._cluster.of("ingestion") if m.alive()]:
+                self._turn += 1
+                # Every flush of observations is a batch of the lake.
+                for member in [m for m in self._cluster.of("ingestion") if m.alive() and self._turn % 10 == 0]:
                     await self._observe(http, member.url)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)
 
     async def _ask(self, http: httpx.AsyncClient, url: str) -> None:
         with contextlib.suppress(httpx.TransportError):
@@ -92,8 +94,7 @@ class Traffic:
             await http.post(f"{url}/outcomes", json=outcome)
 
     async def _observe(self, http: httpx.AsyncClient, url: str) -> None:
-        self._turn += 1
-        observation = self._ledger.observe(f"o-{self._turn:06d}") | {"pipeline": self._name}
+        observation = self._ledger.observe(f"o-{uuid4().hex[:12]}") | {"pipeline": self._name}
         with contextlib.suppress(httpx.TransportError):
             if (await http.post(f"{url}/observations", json=observation)).is_success:
                 self._ledger.observed(observation["entity"])
