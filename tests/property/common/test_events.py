@@ -6,7 +6,6 @@ import types
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 from hypothesis import given, settings
@@ -110,7 +109,7 @@ def test_a_damaged_event_is_refused_or_read_never_a_crash(event: Event, place: i
     value = bytearray(record.value or b"")
     value[place % len(value)] = byte
     with suppress(Invalid):
-        decode(Received(replace(record, value=bytes(value)), 0, 0, NOW))
+        decode(Received(record._replace(value=bytes(value)), 0, 0, NOW))
 
 
 @given(st.lists(st.tuples(TEXT, st.binary())))

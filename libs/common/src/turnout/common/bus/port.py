@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from turnout.common.events import Event
 
@@ -27,8 +27,8 @@ def name_of(topic: Topic) -> str:
     return topic if isinstance(topic, str) else topic.topic()
 
 
-@dataclass(frozen=True)
-class Record:
+# Tuples, these two: they are made for every message there is, and a frozen dataclass takes twice the time.
+class Record(NamedTuple):
     """A message as it is on the wire; `value` None is a tombstone."""
 
     topic: str
@@ -37,8 +37,7 @@ class Record:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(NamedTuple):
     """A record where it lies. `event()` parses it or raises `Invalid`; nothing else does."""
 
     record: Record

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import uuid4
 
@@ -198,7 +198,7 @@ def job_of(item: Item, queue: str) -> Job:
     place = (str(received.partition), str(received.offset), received.timestamp.isoformat())
     headers = received.record.headers + tuple((name, text.encode()) for name, text in zip(_PLACE, place, strict=True))
     ident = content_id("job", queue, item.event.id, attempt_of(received.record))
-    return Job(ident, queue, replace(received.record, headers=headers), 1)
+    return Job(ident, queue, received.record._replace(headers=headers), 1)
 
 
 def received_of(record: Record) -> Received:
@@ -206,4 +206,4 @@ def received_of(record: Record) -> Received:
     headers = dict(record.headers)
     kept = tuple((name, value) for name, value in record.headers if name not in _PLACE)
     partition, offset, moment = (headers[name].decode() for name in _PLACE)
-    return Received(replace(record, headers=kept), int(partition), int(offset), datetime.fromisoformat(moment))
+    return Received(record._replace(headers=kept), int(partition), int(offset), datetime.fromisoformat(moment))

@@ -9,16 +9,18 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from turnout.common.bus.kafka.settings import KafkaSettings
 from turnout.common.bus.kafka.tolerating import WHOLE, tolerate
 from turnout.common.bus.kafka.troubles import FAILURES, PAUSE_SECONDS, again, quieten, unavailable
+from turnout.common.bus.port import Record
 from turnout.common.errors import Invalid, Unavailable
 
 T = TypeVar("T")
@@ -175,6 +177,24 @@ def is_member(consumer: AIOKafkaConsumer) -> bool:
     """
     coordinator: Any = consumer._coordinator  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return coordinator is not None and coordinator.generation >= 0
+
+
+def fill(batch: BatchBuilder, records: Sequence[Record], begin: int) -> int:
+    """Append records from index `begin` on until the batch is full; the index of the first that found no room."""
+    # `batch.append` does the same and takes half as long again.
+    append: Any = batch._builder.append  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    offset = batch.record_count()
+    index = begin
+    for index in range(begin, len(records)):
+        _, key, value, headers = records[index]
+        if append(offset, None, key, value, list(headers)) is None:
+            batch.close()
+            break
+        offset += 1
+    else:
+        index = len(records)
+    batch._relative_offset = offset  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return index
 
 
 async def abandon(producer: AIOKafkaProducer) -> None:

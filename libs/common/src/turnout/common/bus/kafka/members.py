@@ -396,7 +396,11 @@ class KafkaDelivery:
 
 def as_received(name: str, partition: int, record: Any) -> Received:
     """A record of aiokafka's, as the port has it."""
-    headers = tuple([(key, value or b"") for key, value in record.headers]) if record.headers else ()
+    headers = tuple(record.headers)
+    for _, value in headers:
+        if value is None:
+            headers = tuple((key, value or b"") for key, value in headers)
+            break
     found = Record(name, record.key, record.value, headers)
     return Received(found, partition, record.offset, _moment(record.timestamp))
 

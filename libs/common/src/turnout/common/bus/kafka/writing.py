@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiokafka import AIOKafkaProducer, errors
 from aiokafka.partitioner import DefaultPartitioner, murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
 
-from turnout.common.bus.kafka.connecting import Connecting, abandon
+from turnout.common.bus.kafka.connecting import Connecting, abandon, fill
 from turnout.common.bus.kafka.troubles import FAILURES, Refusals, unavailable
 from turnout.common.bus.port import Record
 from turnout.common.errors import Invalid, Unavailable
@@ -32,8 +33,10 @@ _anywhere = DefaultPartitioner()
 class _Part:
     """The records of one publication for one partition, and who waits for them."""
 
-    records: deque[Record]
+    records: Sequence[Record]
     written: asyncio.Future[None]
+    sent: int = 0
+    """How many of them are in a batch already."""
 
 
 @dataclass
@@ -101,7 +104,6 @@ class Writer:
     async def _append(self, records: Sequence[Record]) -> None:
         await self._connecting.ready()  # while Kafka is known to be away, nobody waits to hear it
         producer = await self._opened()
-        placed: dict[tuple[str, int], deque[Record]] = {}
         try:
             numbers = {
                 name: sorted(await _partitions(producer, self._topics.wire(name)))
@@ -110,23 +112,20 @@ class Writer:
         except FAILURES as error:
             self._discard(producer)
             raise self._connecting.failed(error, "writing") from error
-        for record in records:
-            place = (record.topic, _place(record.key, numbers[record.topic]))
-            placed.setdefault(place, deque()).append(record)
         loop = asyncio.get_running_loop()
-        waiting = [self._enqueue(place, part, loop.create_future()) for place, part in placed.items()]
+        waiting = [
+            self._enqueue(place, _Part(part, loop.create_future())) for place, part in _placed(records, numbers).items()
+        ]
         await _all(waiting)
 
-    def _enqueue(
-        self, place: tuple[str, int], records: deque[Record], written: asyncio.Future[None]
-    ) -> asyncio.Future[None]:
+    def _enqueue(self, place: tuple[str, int], part: _Part) -> asyncio.Future[None]:
         lane = self._lanes.get(place)
         if lane is None:
             lane = self._lanes[place] = _Lane(*place, deque())
-        lane.waiting.append(_Part(records, written))
+        lane.waiting.append(part)
         if lane.task is None:
             lane.task = asyncio.create_task(self._drain(lane))
-        return written
+        return part.written
 
     async def _drain(self, lane: _Lane) -> None:
         sent: list[_Part] = []
@@ -135,6 +134,8 @@ class Writer:
                 producer = await self._opened()
                 batch = producer.create_batch()
                 sent = _fill(batch, lane.waiting)
+                if not sent:
+                    continue  # all that waited was refused
                 try:
                     async with asyncio.timeout(self._connecting.settings.timeout_seconds):
                         acknowledged = await producer.send_batch(
@@ -203,26 +204,30 @@ async def _partitions(producer: AIOKafkaProducer, wire: str) -> set[int]:
     return await producer.partitions_for(wire)
 
 
-def _place(key: bytes | None, partitions: Sequence[int]) -> int:
-    if key is None:
-        return _anywhere(None, partitions, partitions)
-    # As Java's client does it, so that others who write the same key reach the same partition.
-    return partitions[(_hash(key) & 0x7FFFFFFF) % len(partitions)]
+def _placed(
+    records: Sequence[Record], numbers: Mapping[str, Sequence[int]]
+) -> Mapping[tuple[str, int], Sequence[Record]]:
+    """The records by topic and partition, `numbers` being the partitions of each topic."""
+    placed = {(topic, number): list[Record]() for topic, found in numbers.items() for number in found}
+    for record in records:
+        topic, key, _, _ = record
+        found = numbers[topic]
+        # As Java's client does it, so that others who write the same key reach the same partition.
+        number = _anywhere(None, found, found) if key is None else found[(_hash(key) & 0x7FFFFFFF) % len(found)]
+        placed[topic, number].append(record)
+    return {place: part for place, part in placed.items() if part}
 
 
-def _fill(batch: Any, waiting: deque[_Part]) -> list[_Part]:
+def _fill(batch: BatchBuilder, waiting: deque[_Part]) -> list[_Part]:
     """Move records into the batch until it is full; the parts that have records in it."""
     sent: list[_Part] = []
     while waiting:
         part = waiting[0]
-        while part.records:
-            record = part.records[0]
-            if batch.append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers)) is None:
-                if not sent or sent[-1] is not part:
-                    sent.append(part)
-                return sent
-            part.records.popleft()
-        sent.append(part)
+        begun, part.sent = part.sent, fill(batch, part.records, part.sent)
+        if part.sent > begun:
+            sent.append(part)
+        if part.sent < len(part.records):
+            return sent
         waiting.popleft()
     batch.close()
     return sent
@@ -230,13 +235,13 @@ def _fill(batch: Any, waiting: deque[_Part]) -> list[_Part]:
 
 def _settle(sent: Sequence[_Part]) -> None:
     for part in sent:
-        if not part.records and not part.written.done():
+        if part.sent == len(part.records) and not part.written.done():
             part.written.set_result(None)
 
 
 def _refuse(parts: Sequence[_Part], error: Exception) -> None:
     for part in parts:
-        part.records.clear()
+        part.sent = len(part.records)
         if not part.written.done():
             part.written.set_exception(error)
 
