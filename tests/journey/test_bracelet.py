@@ -12,18 +12,22 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from cluster import apart, variables
+from builders import declared
+from cluster import Member, apart, variables
 from environment import ROOT, dead_letters, published
 from system import TURNOUT, System
 
 from turnout.common.bus.port import Record
-from turnout.common.events import ObservationReceived, ScoreProduced, TopicPulled
+from turnout.common.events import ObservationReceived, ScoreProduced, TopicPulled, TopicPullRequested
+from turnout.common.pipeline import parse
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.settings import RuntimeSettings
+from turnout.devstack.stack import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("bracelet")]
 
@@ -194,3 +198,58 @@ async def test_a_pull_survives_kill_9_and_its_sum_holds(clinic: Clinic, point: s
         assert len(kept) == len(set(kept)) == count
     finally:
         await environment.close()
+
+
+@pytest.mark.stack
+async def test_a_pull_moves_to_another_process_when_its_own_dies(tmp_path: Path, stack: Stack) -> None:
+    """Two processes of ingestion on two machines: one is killed with messages in its hands, the other ends the job."""
+    name, count = f"b{uuid4().hex[:8]}", 2_000
+    pipeline, topic = f"{name}-on-request", f"{name}-feed"
+    text = re.sub(r"\bbracelet(?=-)", name, (EXAMPLE / "on_request.yaml").read_text())
+    values = {**apart(stack), "TURNOUT_WORKERS": "1"}
+    members = [Member(service, tmp_path / f"{service}-{n}", values) for service, n in (
+        ("ingestion", 0), ("ingestion", 1), ("preparation", 0)
+    )]  # fmt: skip
+    with variables(values):
+        environment = Environment(RuntimeSettings(home=tmp_path / "outside"))
+        try:
+            await environment.bus.publish(declared(parse(text)))
+            # Its tables are there before anybody is measured by how soon it makes progress.
+            assert await environment.history.features(pipeline, "p-0") == []
+            at = "2026-03-01T08:00:00Z"
+            messages = [
+                Record(topic, b"p-%d" % (n % 9), json.dumps({"patient": f"p-{n % 9}", "at": at, "age": n}).encode())
+                for n in range(count)
+            ]
+            for start in range(0, count, 500):
+                await environment.bus.publish(*messages[start : start + 500])
+            first, second, third = members
+            first.start(TURNOUT_CRASH_POINT="ingestion-pull-after-done:2")
+            third.start()
+            for member in (first, third):
+                while await asyncio.to_thread(member.waiting) is not None:
+                    assert member.alive(), member.tail()
+                    await asyncio.sleep(0.2)
+            await environment.bus.publish(
+                TopicPullRequested.first(source="/test", at=datetime.now(UTC), pipeline=pipeline)
+            )
+            async with asyncio.timeout(120):
+                while first.alive():
+                    await asyncio.sleep(0.1)
+            assert await published(environment.bus, TopicPulled) == []
+            second.start()
+
+            async with asyncio.timeout(240):
+                while not (told := await published(environment.bus, TopicPulled)):
+                    await asyncio.sleep(0.5)
+                while len(found := await rows(environment, pipeline)) < count:
+                    await asyncio.sleep(0.5)
+                while len(kept := raw_rows(environment, pipeline)) < count:
+                    await asyncio.sleep(0.5)
+            assert [(p.taken, p.refused, p.left) for p in told] == [(count, 0, 0)]
+            assert sorted(row.values["age"] for row in found) == list(range(count))  # pyright: ignore[reportArgumentType]
+            assert len(kept) == len(set(kept)) == count
+        finally:
+            for member in members:
+                member.kill()
+            await environment.close()
