@@ -34,6 +34,8 @@ def apart(stack: Stack) -> dict[str, str]:
         "TURNOUT_REDIS_PREFIX": f"{name}:",
         "TURNOUT_CASSANDRA_KEYSPACE": name,
         "TURNOUT_LAKE_URI": f"s3://{BUCKET}/{name}",
+        # A busy node takes its time to make tables, and here nobody starts a process again.
+        "TURNOUT_PATIENCE_SECONDS": "120",
     }
 
 
