@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--refused", action="store_true")
     parser.add_argument("--kafka")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends too
     logs.configure("info")
     with ExitStack() as stack:
         servers = given.kafka

@@ -27,6 +27,7 @@ import argparse
 import asyncio
 import gc
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -466,6 +467,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(ENGINES))
     parser.add_argument("--no-latency", action="store_true")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends too
     from turnout.devstack.stack import running
 
     names = given.only.split(",")
