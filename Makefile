@@ -8,7 +8,7 @@ READY  := $(VENV)/.installed
 ROOT_DEPENDENCIES := pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up stack stack-down test test-stack check lint types imports lock lock-check docs bench clean
+.PHONY: help install demo up stack stack-down test test-stack nightly check lint types imports lock lock-check docs bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -41,7 +41,10 @@ test: $(READY) ## Run every test that needs no server
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-stack: $(READY) ## Run every test that needs the real servers, on servers of its own; a skip is a failure
-	$(BIN)/pytest -n 2 --dist loadgroup --stack -m stack
+	$(BIN)/pytest -n 2 --dist loadgroup --stack -m "stack and not nightly"
+
+nightly: $(READY) ## The journeys that take longer, on servers of their own
+	$(BIN)/pytest --stack -m nightly
 
 test-%: $(READY) ## Run one kind of test: unit, property, contract, service, journey, install, docs
 	$(BIN)/pytest tests/$*
