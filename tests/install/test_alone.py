@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import graphs
@@ -66,9 +67,15 @@ print(service.name)
 """
 
 
+def extras(service: str) -> str:
+    """What its modules for servers need beside, as pip writes it: `[kafka]`, or nothing."""
+    project = tomllib.loads((ROOT / "services" / service / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return f"[{','.join(project['optional-dependencies'])}]" if "optional-dependencies" in project else ""
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_has_all_that_it_imports(service: str, tmp_path: Path) -> None:
-    python = installed(tmp_path, str(ROOT / "libs" / "common"), str(ROOT / "services" / service))
+    python = installed(tmp_path, str(ROOT / "libs" / "common"), str(ROOT / "services" / service) + extras(service))
     assert run(python, BUILDS, service, folder=tmp_path).splitlines()[-1] == service
 
 
