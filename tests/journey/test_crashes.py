@@ -41,8 +41,14 @@ ROOT = Path(__file__).parents[2]
 RANDOM_KILLS = int(os.environ.get("TURNOUT_TEST_KILLS", "21"))
 STACK_KILLS = RANDOM_KILLS // 3
 ROWS = 50_000
-# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py.
-ELSEWHERE = {"monitoring.verdict-found", "monitoring.verdict-published"}
+# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py. A pull needs a topic as
+# its source: tests/journey/test_bracelet.py.
+ELSEWHERE = {
+    "monitoring.verdict-found",
+    "monitoring.verdict-published",
+    "ingestion-pull-before-done",
+    "ingestion-pull-after-done",
+}
 # Whose steps only one of the two installations takes.
 OF_SERVERS = re.compile(r"kafka|cassandra|redis|s3\.py|bucket\.py")
 OF_ONE_MACHINE = re.compile(r"embedded\.py|local\.py|disk\.py")
