@@ -41,8 +41,8 @@ ROOT = Path(__file__).parents[2]
 RANDOM_KILLS = int(os.environ.get("TURNOUT_TEST_KILLS", "21"))
 STACK_KILLS = RANDOM_KILLS // 3
 ROWS = 50_000
-# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py. A pull needs a topic as
-# its source: tests/journey/test_bracelet.py.
+# A verdict needs a bad model: its steps are walked in tests/service/monitoring/test_outcomes.py. A pull needs a topic
+# for its source: tests/journey/test_bracelet.py.
 ELSEWHERE = {
     "monitoring.verdict-found",
     "monitoring.verdict-published",
