@@ -50,12 +50,20 @@ async def hold_the_loop(events: Sequence[Event]) -> list[Event]:
     return []
 
 
+async def wait_in_a_thread(events: Sequence[Event]) -> list[Event]:
+    """A reaction that waits where nobody can cancel it, for announcements of the pipeline `thread`."""
+    if any(event.pipeline == "thread" for event in events):
+        await asyncio.to_thread(time.sleep, 600)
+    return []
+
+
 def services() -> list[Service]:
     return [
         Service("ingestion", [Reaction("read", [SourceDataAvailable], read)]),
         Service("preparation", [Reaction("make", [RawDataExtracted], make, long=True, parallel=2)]),
         Service("stalling", [Reaction("stall", [SourceDataAvailable], stall)]),
         Service("holding", [Reaction("hold", [SourceDataAvailable], hold_the_loop)]),
+        Service("waiting", [Reaction("wait", [SourceDataAvailable], wait_in_a_thread)]),
     ]
 
 

@@ -96,6 +96,17 @@ async def test_sigterm_ends_it_soon_and_in_order(environment: Environment) -> No
     assert time.monotonic() - began < 10
 
 
+async def test_sigterm_ends_it_whatever_a_thread_waits_for(environment: Environment) -> None:
+    """A call to a server cannot be cancelled: without a last word, the process would wait for it."""
+    process = Process(environment.home)
+    await process.url()
+    await environment.bus.publish(source_available(pipeline="thread"))
+    await wait_for(environment.bus, FeaturesGenerated)
+    process.send(signal.SIGTERM)
+    assert await process.ended() == 0
+    assert "although something in it goes on" in (environment.home.parent / "log").read_text()
+
+
 @pytest.mark.parametrize("pipeline", ["stall", "hold"])
 async def test_what_is_stuck_ends_the_process(environment: Environment, pipeline: str) -> None:
     process = Process(environment.home, patience=2)

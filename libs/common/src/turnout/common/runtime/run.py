@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,6 +33,8 @@ log = structlog.get_logger()
 PASSING_SECONDS = 0.5
 # Of the ten seconds that a supervisor waits after SIGTERM.
 GRACE_SECONDS = 5.0
+# By then the process is gone whatever a thread in it still waits for: a call to a server cannot be cancelled.
+LAST_SECONDS = 9.0
 MAINTENANCE_SECONDS = 3600.0
 # Not in the busy first moments, but also where a process lives only minutes.
 FIRST_MAINTENANCE_SECONDS = 60.0
@@ -222,9 +226,17 @@ def _listening(host: str, port: int) -> Generator[socket.socket]:
 def _signals(stop: asyncio.Event) -> Generator[None]:
     loop = asyncio.get_running_loop()
     names = (signal.SIGTERM, signal.SIGINT)
+
+    def told() -> None:
+        if not stop.is_set():
+            stop.set()
+            last = threading.Timer(LAST_SECONDS, _leave)
+            last.daemon = True
+            last.start()
+
     try:
         for name in names:
-            loop.add_signal_handler(name, stop.set)
+            loop.add_signal_handler(name, told)
     except (RuntimeError, ValueError, NotImplementedError):  # not the main thread: somebody else stops us
         yield
         return
@@ -233,6 +245,12 @@ def _signals(stop: asyncio.Event) -> Generator[None]:
     finally:
         for name in names:
             loop.remove_signal_handler(name)
+
+
+def _leave() -> None:
+    """End here and now. What a thread had begun is done again by whoever takes it over, as after a kill."""
+    log.warning("the process ends although something in it goes on", after=LAST_SECONDS)
+    os._exit(0)
 
 
 def _start_reaction(running: Running, service: Service, reaction: Reaction, health: Health) -> Passing:
