@@ -226,8 +226,9 @@ async def test_a_cancelled_commands_answer_goes_to_nobody(server: Server) -> Non
         names = [f"p{i}" for i in range(100)]
         await asyncio.gather(*(store.put("heart", name, {"x": name}, T0) for name in names))
         proxy.delay = 0.002
-        wrong = cancelled = 0
-        for cycle in range(1000):
+        wrong = cancelled = cycle = 0
+        while cancelled < 500:
+            cycle += 1
             asked = names[cycle % 100]
             victim = asyncio.ensure_future(store.marked(asked) if cycle % 3 == 0 else store.get_many("heart", [asked]))
             await asyncio.sleep((cycle % 7) * 0.0008)
@@ -240,7 +241,6 @@ async def test_a_cancelled_commands_answer_goes_to_nobody(server: Server) -> Non
             wrong += found[other].values != {"x": other}
             wrong += await store.marked("nothing") is not None
         assert wrong == 0
-        assert cancelled > 500
 
 
 async def test_a_foreign_value_is_no_crash(server: Server) -> None:
