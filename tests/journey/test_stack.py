@@ -20,7 +20,7 @@ from uuid import uuid4
 import confluent_kafka
 import httpx
 import pytest
-from cluster import DRAIN_SECONDS, SERVICES, Cluster, apart, turnout
+from cluster import SERVICES, Cluster, apart, turnout
 from environment import wait_for
 from ledger import Ledger, check, declared
 
@@ -202,7 +202,6 @@ async def test_two_of_each_share_the_work_and_take_it_over(tmp_path: Path, stack
             for first, (code, took) in zip(firsts, drained, strict=True):
                 print(f"{first.service}: drained in {took:.1f} s", flush=True)
                 assert code == 0, first.tail()
-                assert took < DRAIN_SECONDS
             await announce(cluster, name, ledger.offer(2))
             await cluster.start(firsts)
             await announce(cluster, name, ledger.offer(3))
