@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import uuid4
 
 import structlog
@@ -18,7 +19,7 @@ from turnout.common.errors import Invalid, TurnoutError, Unavailable
 from turnout.common.events import StageFailed
 from turnout.common.ids import content_id
 from turnout.common.jobs.port import Job, Jobs, Lease
-from turnout.common.runtime.consuming import Consumer, count, report
+from turnout.common.runtime.consuming import Consumer, End, count, report
 from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.dead_letters import attempt_of
 from turnout.common.runtime.handling import Handled, Handling, Item, context, until_available
@@ -49,10 +50,13 @@ class Recorder(Consumer):
         super().__init__(bus, handling)
         self._backlog = backlog
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery) -> End:
         handled = Handled()
         items = self._handling.parse(delivery.received, handled)
         await self._backlog.jobs.add(*(job_of(item, self._handling.group) for item in items))
+        return partial(self._recorded, delivery, handled)
+
+    async def _recorded(self, delivery: Delivery, handled: Handled) -> None:
         crash_point("job-recorded")
         await delivery.done(*handled.dead)
         count(self._handling, handled)
