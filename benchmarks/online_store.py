@@ -1,6 +1,9 @@
-"""Online features of 13 columns for 1 and for 100 entities: ours, bare redis-py and Feast on one Redis, in one run.
+"""Online features of 13 columns: reads of 1 and of 100 entities, and writes of many, on one Redis, in one run.
 
-python benchmarks/online_store.py [--rounds 2000] [--entities 1000] [--no-feast]
+python benchmarks/online_store.py [--rounds 2000] [--entities 1000] [--written 50000] [--no-feast]
+
+Reads are ours, bare redis-py and Feast; writes (a refill's) ours and redis-py's pipelines of 500, into empty keys:
+`bare` only sets, `bare, compared` keeps what is newer as ours does, with redis-py's WATCH, MGET and MULTI.
 
 Bare is `redis.asyncio`: one MGET of packed values, each parsed by orjson; `bytes only` leaves the parsing out. Ours
 and bare take turns, read by read, on the loop that the services use. Feast runs in an environment of its own, that the
@@ -10,14 +13,13 @@ script makes with uv and throws away, with its Redis online store on the same se
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,12 +27,14 @@ import orjson
 import redis.asyncio as aioredis
 import uvloop
 
+from turnout.common.online.port import Put
 from turnout.common.online.redis import RedisOnlineStore, RedisSettings
 from turnout.devstack.redis import redis
 from turnout.devstack.server import Server, free_port
 
 COLUMNS = 13
 SIZES = (1, 100)
+AT_ONCE = 500
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 UV = str(Path(sys.executable).with_name("uv"))
 FEAST = """
@@ -91,14 +95,59 @@ async def take_turns(reads: dict[str, Read], rounds: int) -> dict[str, list[floa
     return took
 
 
-async def ours_and_bare(server: Server, entities: int, rounds: int) -> dict[str, dict[str, float]]:
+async def sets(bare: aioredis.Redis, puts: Sequence[Put]) -> None:
+    """redis-py's pipelines of SET, whatever is there."""
+    for start in range(0, len(puts), AT_ONCE):
+        async with bare.pipeline(transaction=False) as pipe:
+            for who, values, at in puts[start : start + AT_ONCE]:
+                pipe.set(f"bench:f:heart:{who}", orjson.dumps([int(at.timestamp() * 1e6), values]))
+            await pipe.execute()
+
+
+async def compared(bare: aioredis.Redis, puts: Sequence[Put]) -> None:
+    """redis-py's WATCH, MGET and MULTI: what is newer stays, as with ours."""
+    for start in range(0, len(puts), AT_ONCE):
+        some = puts[start : start + AT_ONCE]
+        keys = [f"bench:f:heart:{who}" for who, _, _ in some]
+        async with bare.pipeline() as pipe:
+            await pipe.watch(*keys)
+            there = await pipe.mget(keys)
+            pipe.multi()
+            for key, found, (_, values, at) in zip(keys, there, some, strict=True):
+                stamp = int(at.timestamp() * 1e6)
+                if found is None or orjson.loads(found)[0] <= stamp:
+                    pipe.set(key, orjson.dumps([stamp, values]))
+            await pipe.execute()
+
+
+async def writes(store: RedisOnlineStore, bare: aioredis.Redis, puts: Sequence[Put]) -> dict[str, float]:
+    """Entities a second into an empty server: the median of five turns of each."""
+    ways: dict[str, Callable[[Sequence[Put]], Awaitable[object]]] = {
+        "ours": lambda puts: store.put_many("heart", puts),
+        "bare": lambda puts: sets(bare, puts),
+        "bare, compared": lambda puts: compared(bare, puts),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(5):
+        for name, write in ways.items():
+            await bare.flushall()
+            began = time.perf_counter()
+            for start in range(0, len(puts), 2 * AT_ONCE):
+                await write(puts[start : start + 2 * AT_ONCE])
+            rates[name].append(len(puts) / (time.perf_counter() - began))
+            assert await bare.dbsize() == len(puts)
+    median = {name: statistics.median(each) for name, each in rates.items()}
+    report = {f"{name}, entities/s": float(round(rate)) for name, rate in median.items()}
+    return report | {f"ours / {name}": round(median["ours"] / median[name], 2) for name in ("bare", "bare, compared")}
+
+
+async def ours_and_bare(server: Server, entities: int, rounds: int, written: int) -> dict[str, dict[str, float]]:
     values = {f"feature_{i}": 1.37 * i for i in range(COLUMNS)}
     store = RedisOnlineStore(RedisSettings(url=f"redis://{server.address}", prefix="bench:"))
     names = [f"e-{i}" for i in range(entities)]
-    began = time.perf_counter()
-    await asyncio.gather(*(store.put("heart", name, values, AT) for name in names))
-    report = {"writes": {"ours, entities/s": round(entities / (time.perf_counter() - began))}}
     bare = aioredis.Redis(host="127.0.0.1", port=server.port)
+    report = {"writes": await writes(store, bare, [(f"w-{i}", values, AT) for i in range(written)])}
+    await store.put_many("heart", [(name, values, AT) for name in names])
     for size in SIZES:
         some = names[:size]
         keys = [f"bench:f:heart:{name}" for name in some]
@@ -145,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--entities", type=int, default=1000)
+    parser.add_argument("--written", type=int, default=50_000, help="entities of a turn of writing")
     parser.add_argument("--no-feast", action="store_true", help="leave Feast out")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +202,7 @@ def main() -> None:
         server.start()
         try:
             server.wait()
-            report = uvloop.run(ours_and_bare(server, given.entities, given.rounds))
+            report = uvloop.run(ours_and_bare(server, given.entities, given.rounds, given.written))
             other = "left out" if given.no_feast else feast(server, given.entities, min(given.rounds, 500))
         finally:
             server.stop()

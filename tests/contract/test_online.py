@@ -102,6 +102,46 @@ async def test_many_at_once_in_any_order_end_with_the_newest(store: OnlineStore)
         assert features.values == {"x": puts[newest[1]][1]}
 
 
+async def test_many_in_one_call_are_put_in_order_each_column_by_its_own_time(store: OnlineStore) -> None:
+    await store.put("heart", "p1", {"age": 2.0, "chol": 200.0}, T0)
+    hour, minute = timedelta(hours=1), timedelta(minutes=1)
+    kept = await store.put_many("heart", [
+        ("p1", {"age": 1.0}, T0 - minute),  # older than what is there
+        ("p1", {"weather": "rain", "age": 4.0}, T0 + hour),
+        ("p1", {"age": 3.0, "chol": 201.0}, T0 + minute),  # half of it older than what came just before
+        ("p2", {"age": 7.0}, T0),
+        ("p2", {"age": 8.0}, T0),  # the same time again
+        ("p2", {"age": 6.0}, T0 - minute),
+    ])  # fmt: skip
+    assert kept == 4
+    found = await store.get_many("heart", ["p1", "p2"])
+    assert found["p1"].values == {"age": 4.0, "chol": 201.0, "weather": "rain"}
+    assert found["p1"].event_time == T0 + hour
+    assert found["p2"].values == {"age": 8.0}
+    assert await store.put("heart", "p1", {"chol": 202.0}, T0 + minute)
+    assert not await store.put("heart", "p1", {"chol": 203.0}, T0)
+    assert await store.put_many("heart", []) == 0
+    assert not await store.put_many("heart", [("p3", {}, T0)])
+    assert not await store.get_many("heart", ["p3"])
+
+
+async def test_more_in_one_call_than_one_transaction_holds(store: OnlineStore) -> None:
+    names = [f"p{i % 2600}" for i in range(5200)]
+    puts = [(name, {"x": float(i)}, T0 + timedelta(seconds=i)) for i, name in enumerate(names)]
+    assert await store.put_many("heart", puts) == len(puts)
+    assert await store.put_many("heart", puts[:2600]) == 0
+    found = await store.get_many("heart", names[:2600])
+    assert [found[name].values["x"] for name in names[:2600]] == [float(2600 + i) for i in range(2600)]
+
+
+@pytest.mark.parametrize("value", ["\ud800", 10**30])
+async def test_one_value_that_json_cannot_hold_keeps_the_whole_call_out(store: OnlineStore, value: str | int) -> None:
+    puts = [(f"p{i}", {"x": value if i == 2100 else 1.0}, T0) for i in range(2200)]
+    with pytest.raises(Invalid, match="p2100"):
+        await store.put_many("heart", puts)
+    assert not await store.get_many("heart", [who for who, _, _ in puts])
+
+
 async def test_asking_for_more_than_a_statement_holds(store: OnlineStore) -> None:
     await store.put("heart", "p39999", {"x": 1.0}, T0)
     assert set(await store.get_many("heart", [f"p{i}" for i in range(40_000)])) == {"p39999"}
@@ -181,6 +221,25 @@ async def test_two_openings_that_write_at_once_keep_the_newest_of_each_column(op
     }
 
 
+async def test_two_openings_that_put_many_at_once_keep_the_newest_of_each_column(open_store: Open) -> None:
+    """The calls share every entity, and others put single ones of them meanwhile."""
+    stores = [open_store() for _ in range(3)]
+    puts = [(f"p{i % 700}", f"c{i % 3}", float(i), T0 + timedelta(seconds=(i * 7919) % 4200)) for i in range(4200)]
+    several = [[(who, {column: x}, at) for who, column, x, at in puts[n::3]] for n in range(3)]
+    await asyncio.gather(
+        *(stores[n].put_many("heart", several[n]) for n in range(2)),
+        *(stores[2].put("heart", who, values, at) for who, values, at in several[2]),
+    )
+    newest: dict[tuple[str, str], tuple[datetime, float]] = {}
+    for who, column, x, at in puts:
+        newest[who, column] = max(newest.get((who, column), (T0, -1.0)), (at, x))
+    await asyncio.sleep(2 * TRUST)
+    found = await stores[0].get_many("heart", [f"p{i}" for i in range(700)])
+    assert {(who, column): found[who].values[column] for who, column in newest} == {
+        key: x for key, (_, x) in newest.items()
+    }
+
+
 async def test_another_opening_sees_what_was_put(open_store: Open) -> None:
     first, second = open_store(), open_store()
     await first.put("heart", "p1", {"x": 1.0}, T0)
@@ -199,6 +258,8 @@ async def test_what_was_put_survives_closing(open_store: Open) -> None:
     assert (await open_store().get_many("heart", ["p1"]))["p1"].values == {"x": 1.0}
     with pytest.raises(Unavailable, match="closed"):
         await first.put("heart", "p1", {"x": 2.0}, T0)
+    with pytest.raises(Unavailable, match="closed"):
+        await first.put_many("heart", [("p1", {"x": 2.0}, T0)])
 
 
 async def test_a_read_from_memory_does_not_leave_the_loop(tmp_path: Path) -> None:

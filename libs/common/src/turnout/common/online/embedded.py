@@ -23,8 +23,8 @@ import orjson
 
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import Values
-from turnout.common.online.packing import check, microseconds, moment
-from turnout.common.online.port import EntityFeatures
+from turnout.common.online.packing import check, check_all, microseconds, moment
+from turnout.common.online.port import EntityFeatures, Put
 from turnout.common.wal import open_wal
 
 # Seconds for which the memory is believed before another process's writes are looked for.
@@ -43,6 +43,8 @@ CREATE TABLE IF NOT EXISTS marks (pipeline TEXT NOT NULL PRIMARY KEY, text TEXT 
 """
 # Parameters of one SELECT; SQLite's own limit is 32,766.
 _AT_ONCE = 10_000
+# Writes of one `put_many` in one transaction; nobody else is served meanwhile.
+_WRITTEN_AT_ONCE = 1_000
 
 Result = TypeVar("Result")
 Key = tuple[str, str]
@@ -81,6 +83,15 @@ class EmbeddedOnlineStore:
         check(entity, values)
         stamp = microseconds(event_time)
         return await self._submit(lambda c: self._put(c, (pipeline, entity), values, stamp), writes=True)
+
+    async def put_many(self, pipeline: str, puts: Sequence[Put]) -> int:
+        """See `OnlineStore.put_many`."""
+        check_all(puts)
+        kept = 0
+        for start in range(0, len(puts), _WRITTEN_AT_ONCE):
+            some = puts[start : start + _WRITTEN_AT_ONCE]
+            kept += await self._submit(lambda c, some=some: self._put_many(c, pipeline, some), writes=True)
+        return kept
 
     async def get_many(self, pipeline: str, entities: Sequence[str]) -> Mapping[str, EntityFeatures]:
         """Features of those entities that have some."""
@@ -224,6 +235,9 @@ class EmbeddedOnlineStore:
         )
         self._remember(key, _features(cells))
         return True
+
+    def _put_many(self, connection: sqlite3.Connection, pipeline: str, puts: Sequence[Put]) -> int:
+        return sum(self._put(connection, (pipeline, who), values, microseconds(at)) for who, values, at in puts)
 
     def _get_many(
         self, connection: sqlite3.Connection, pipeline: str, entities: Sequence[str]

@@ -9,6 +9,9 @@ from typing import Protocol
 
 from turnout.common.events import Values
 
+# Values of an entity that were measured together: whose, which, when.
+Put = tuple[str, Values, datetime]
+
 
 @dataclass(frozen=True)
 class EntityFeatures:
@@ -29,6 +32,14 @@ class OnlineStore(Protocol):
 
         Which is newer is decided column by column: several sources with clocks of their own may feed one entity.
         The same event time again overwrites (a redelivery writes the same).
+        """
+        ...
+
+    async def put_many(self, pipeline: str, puts: Sequence[Put]) -> int:
+        """`put` each in order, many in one exchange; of how many any value was kept.
+
+        Raises `Invalid` for a value that cannot be kept; then none was. After `Unavailable` some may have been: to put
+        all again is safe. What is written is bounded at a time, what is handed in is the caller's business.
         """
         ...
 

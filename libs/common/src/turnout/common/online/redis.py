@@ -1,8 +1,8 @@
 """The online store on Redis 7.0 or newer: one packed value per entity, many read by one MGET.
 
 A write compares on the server and needs no script: WATCH, MGET, then MULTI … SET … EXEC, which the server carries out
-only if none of the keys has changed since. Writes that wait share one such transaction, whichever entities they are of;
-if somebody else wrote one of the keys, each half is tried again by itself.
+only if none of the keys has changed since. Writes that wait, and those of one `put_many`, share such transactions,
+whichever entities they are of; if somebody else wrote one of the keys, each half is tried again by itself.
 
 Features have no time to live unless `retention_days` is set: the last good value stays until a newer one replaces it,
 the entity is forgotten or the pipeline removed, and its event time says how old it is. With `retention_days` a key goes
@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -35,12 +36,14 @@ from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import Values
 from turnout.common.online import packing
 from turnout.common.online.lanes import Connection, Lanes, pipelined
-from turnout.common.online.port import EntityFeatures
+from turnout.common.online.port import EntityFeatures, Put
 
 # Keys of one MGET, of one transaction, and of one UNLINK; a server serves nobody else meanwhile.
 _READ_AT_ONCE = 10_000
 _WRITTEN_AT_ONCE = 500
 _SCANNED_AT_ONCE = 1_000
+# Transactions of one `put_many` under way: while the server works on one, the next is put together here.
+_TRANSACTIONS = 2
 # Transactions of one key that somebody else may win before the store gives up.
 _CONFLICTS = 100
 # Seconds: a read that its caller gave up sooner says nothing of the server.
@@ -52,6 +55,8 @@ _RENEWED = 100_000
 
 # What a transaction changes a key's value to; None keeps it. Called again when somebody else was faster.
 Change = Callable[[bytes | None], bytes | None]
+# Changes of one transaction, in order, each with its key.
+Batch = Sequence[tuple[bytes, Change]]
 
 
 class RedisSettings(BaseSettings):
@@ -93,6 +98,15 @@ class _Write:
     key: bytes
     change: Change
     done: asyncio.Future[bool]
+
+    def tell(self, result: bool | Exception) -> None:
+        """Whether it was made, or why that is not known."""
+        if self.done.done():  # nobody waits any more
+            return
+        if isinstance(result, Exception):
+            self.done.set_exception(result)
+        else:
+            self.done.set_result(result)
 
 
 class RedisOnlineStore:
@@ -138,6 +152,28 @@ class RedisOnlineStore:
         packing.check(entity, values)
         stamp = packing.microseconds(event_time)
         return await self._write(self._features(pipeline, entity), lambda found: packing.merged(found, values, stamp))
+
+    async def put_many(self, pipeline: str, puts: Sequence[Put]) -> int:
+        """See `OnlineStore.put_many`."""
+        self._check_open()
+        packing.check_all(puts)
+        head = f"{self._prefix}f:{pipeline}:"
+        # All changes of a key in one transaction: two at once would be in each other's way.
+        by_key: dict[bytes, list[Change]] = {}
+        for entity, values, at in puts:
+            change = partial(packing.merged, values=values, stamp=packing.microseconds(at))
+            by_key.setdefault(_encoded(head + entity), []).append(change)
+        keys = list(by_key)
+        batches = [
+            [(key, change) for key in keys[start : start + _WRITTEN_AT_ONCE] for change in by_key[key]]
+            for start in range(0, len(keys), _WRITTEN_AT_ONCE)
+        ]
+        kept = 0
+        for start in range(0, len(batches), _TRANSACTIONS):
+            together = (self._exchange(batch) for batch in batches[start : start + _TRANSACTIONS])
+            for results in await asyncio.gather(*together, return_exceptions=True):
+                kept += self._kept(results)
+        return kept
 
     async def get_many(self, pipeline: str, entities: Sequence[str]) -> Mapping[str, EntityFeatures]:
         """Features of those entities that have some."""
@@ -288,8 +324,11 @@ class RedisOnlineStore:
         """Carry out what waits, in order, many at a time."""
         while self._waiting:
             batch, self._waiting = self._waiting[:_WRITTEN_AT_ONCE], self._waiting[_WRITTEN_AT_ONCE:]
+            batch = [write for write in batch if not write.done.done()]
             try:
-                await self._exchange([write for write in batch if not write.done.done()])
+                results = await self._exchange([(write.key, write.change) for write in batch])
+                for write, result in zip(batch, results, strict=True):
+                    write.tell(result)
             except exceptions.RedisError as error:
                 self._give_up(batch, self._unavailable(error))
             except Unavailable as error:
@@ -302,48 +341,54 @@ class RedisOnlineStore:
         # Whoever waits behind them would wait for the same server.
         failed, self._waiting = [*batch, *self._waiting], []
         for write in failed:
-            if not write.done.done():
-                write.done.set_exception(error)
+            write.tell(error)
 
-    async def _exchange(self, batch: Sequence[_Write], conflicts: int = 0) -> None:
-        """Make the changes of `batch` in one transaction; the halves by themselves if one of its keys changed."""
-        keys = list(dict.fromkeys(write.key for write in batch))
-        if not keys:
-            return
-        results = await self._lanes.exchange(lambda connection: self._transact(connection, batch, keys))
-        if results is None:
-            if len(keys) == 1 and conflicts >= _CONFLICTS:
-                raise Unavailable(self.name, f"others changed a key {conflicts} times meanwhile")
-            await asyncio.sleep(random.uniform(0, 0.001) * min(conflicts, 10))  # noqa: S311 (no secret)
-            first = set(keys[: (len(keys) + 1) // 2])
-            await self._exchange([write for write in batch if write.key in first], conflicts + 1)
-            await self._exchange([write for write in batch if write.key not in first], conflicts + 1)
-            return
-        for write, result in zip(batch, results, strict=True):
-            if write.done.done():
-                continue
+    def _kept(self, results: Sequence[bool | Exception] | BaseException) -> int:
+        """How many changes were made. Raises what went wrong with any."""
+        if isinstance(results, exceptions.RedisError):
+            raise self._unavailable(results) from None
+        if isinstance(results, BaseException):
+            raise results
+        for result in results:
             if isinstance(result, Exception):
-                write.done.set_exception(result)
-            else:
-                write.done.set_result(result)
+                raise result
+        return sum(1 for result in results if result)
+
+    async def _exchange(self, batch: Batch, conflicts: int = 0) -> list[bool | Exception]:
+        """Make the changes in one transaction, the halves by themselves if one of the keys changed; which were made."""
+        keys = list(dict.fromkeys(key for key, _ in batch))
+        if not keys:
+            return []
+        results = await self._lanes.exchange(lambda connection: self._transact(connection, batch, keys))
+        if results is not None:
+            return results
+        if len(keys) == 1 and conflicts >= _CONFLICTS:
+            raise Unavailable(self.name, f"others changed a key {conflicts} times meanwhile")
+        await asyncio.sleep(random.uniform(0, 0.001) * min(conflicts, 10))  # noqa: S311 (no secret)
+        first = set(keys[: (len(keys) + 1) // 2])
+        halves = [[n for n, (key, _) in enumerate(batch) if (key in first) is which] for which in (True, False)]
+        made: dict[int, bool | Exception] = {}
+        for half in halves:
+            made |= zip(half, await self._exchange([batch[n] for n in half], conflicts + 1), strict=True)
+        return [made[n] for n in range(len(batch))]
 
     async def _transact(
-        self, connection: Connection, batch: Sequence[_Write], keys: Sequence[bytes]
+        self, connection: Connection, batch: Batch, keys: Sequence[bytes]
     ) -> list[bool | Exception] | None:
         """Whether each change was made; None if somebody else changed one of the keys meanwhile: then none was."""
         _, found = await pipelined(connection, [("WATCH", *keys), ("MGET", *keys)])
         there = dict(zip(keys, cast("list[bytes | None]", found), strict=True))
         changed: dict[bytes, bytes] = {}
         results: list[bool | Exception] = []
-        for write in batch:
+        for key, change in batch:
             try:
-                new = write.change(changed.get(write.key, there[write.key]))
+                new = change(changed.get(key, there[key]))
             except ValueError:
-                results.append(self._foreign(write.key.decode()))
+                results.append(self._foreign(key.decode()))
                 continue
             results.append(new is not None)
             if new is not None:
-                changed[write.key] = new
+                changed[key] = new
         if not changed:
             await pipelined(connection, [("UNWATCH",)])
             return results
