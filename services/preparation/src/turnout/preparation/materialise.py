@@ -13,13 +13,14 @@ from turnout.common.errors import Invalid
 from turnout.common.events import Column, DataSetRef, Warn
 from turnout.common.ids import content_id
 from turnout.common.lake.port import Lake, Manifest
+from turnout.common.online.port import Put
 from turnout.common.pipeline import Join, PipelineFile
 from turnout.common.values import Kind
 from turnout.preparation.domain import feature_set
 from turnout.preparation.domain.asof import History
 from turnout.preparation.domain.columns import ROW, TYPES, floats, kind_of, numbers, texts
 from turnout.preparation.domain.feature_set import Other, Recipe
-from turnout.preparation.domain.newest import Placed, newest
+from turnout.preparation.domain.newest import newest
 from turnout.preparation.domain.rowwise import names_of
 from turnout.preparation.domain.summary import Summary, summarise
 
@@ -132,7 +133,7 @@ def sources(lake: Lake, file: PipelineFile, joined: Mapping[str, PipelineFile]) 
     return found
 
 
-def newest_values(lake: Lake, source: Source, without: Collection[str]) -> Iterator[Sequence[Placed]]:
+def newest_values(lake: Lake, source: Source, without: Collection[str]) -> Iterator[Sequence[Put]]:
     """Entities' newest values in a batch, a piece of it at a time: one entity may come in several pieces."""
     there = set(lake.schema(source.ref).names)
     if source.entity not in there:

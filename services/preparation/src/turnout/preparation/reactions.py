@@ -24,7 +24,7 @@ from turnout.common.events import (
 )  # fmt: skip
 from turnout.common.history.port import HistoryStore
 from turnout.common.lake.port import Lake
-from turnout.common.online.port import OnlineStore
+from turnout.common.online.port import OnlineStore, Put
 from turnout.common.pipeline import Join, PipelineFile
 from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.service import Clock
@@ -164,7 +164,10 @@ class UpdateOnline:
         """Nothing comes out. Raises `Invalid` for a value that is not of its column's kind; then nothing is kept."""
         observations = [event for event in events if isinstance(event, ObservationReceived)]
         puts = await self.places(observations)
-        await asyncio.gather(*(self.online.put(name, o.entity, some, o.event_time) for name, o, some in puts))
+        by_pipeline: dict[str, list[Put]] = {}
+        for name, o, some in puts:
+            by_pipeline.setdefault(name, []).append((o.entity, some, o.event_time))
+        await asyncio.gather(*(self.online.put_many(name, of_it) for name, of_it in by_pipeline.items()))
         crash_point("preparation-online-written")
         await self.history.add_features(observations)
         return []

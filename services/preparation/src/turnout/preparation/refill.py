@@ -20,11 +20,10 @@ from turnout.common.bus.port import Bus
 from turnout.common.errors import Invalid
 from turnout.common.events import EntityForgotten, Event, FeaturesGenerated, ObservationReceived, PipelineRemoved
 from turnout.common.lake.port import Lake
-from turnout.common.online.port import OnlineStore
+from turnout.common.online.port import OnlineStore, Put
 from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.views import Pipelines
 from turnout.preparation import materialise
-from turnout.preparation.domain.newest import Placed
 from turnout.preparation.materialise import Source
 from turnout.preparation.reactions import UpdateOnline, joining
 
@@ -132,8 +131,7 @@ class Refill:
         count = 0
         while (placed := await asyncio.to_thread(_next, chunks)) is not None:
             for start in range(0, len(placed), _AT_ONCE):
-                some = placed[start : start + _AT_ONCE]
-                await asyncio.gather(*(self.online.put(pipeline, entity, values, at) for entity, values, at in some))
+                await self.online.put_many(pipeline, placed[start : start + _AT_ONCE])
             count += len(placed)
         return count
 
@@ -156,14 +154,14 @@ class Refill:
         return count + await self._place(waiting, pipeline)
 
     async def _place(self, observations: Sequence[ObservationReceived], pipeline: str) -> int:
-        puts: list[Placed] = []
+        puts: list[Put] = []
         for observation in observations:
             try:
                 some = await self.update.places([observation])
             except Invalid:
                 continue  # it was a dead letter when it came
             puts += [(o.entity, values, o.event_time) for name, o, values in some if name == pipeline]
-        await asyncio.gather(*(self.online.put(pipeline, entity, values, at) for entity, values, at in puts))
+        await self.online.put_many(pipeline, puts)
         return len(puts)
 
     async def _gone(self) -> _Gone:
@@ -188,5 +186,5 @@ def _filled(note: str | None) -> Sequence[str] | None:
     return None if note is None or note.startswith(_FILLING) else orjson.loads(note)
 
 
-def _next(chunks: Iterator[Sequence[Placed]]) -> Sequence[Placed] | None:
+def _next(chunks: Iterator[Sequence[Put]]) -> Sequence[Put] | None:
     return next(chunks, None)
