@@ -388,6 +388,43 @@ def test_removal_leaves_what_came_later(lake: Lake) -> None:
     assert [m.ref.id for m in lake.manifests("raw", "p")] == ["new"]
 
 
+def test_the_newest_are_known_by_name(lake: Lake) -> None:
+    assert lake.recent("raw", "p") == []
+    for ident in ("old", "older"):
+        write(lake, table(0, 1), to=ref(ident), at=AT - timedelta(days=len(ident)))
+    assert [found.id for found in lake.recent("raw", "p")] == ["older", "old"], "nothing was committed as recent"
+    for number in range(70):
+        # The order is that of the commits, whatever the clocks of their writers say.
+        write(lake, table(number, 1), to=ref(f"n{number}"), at=AT - timedelta(days=number), recent=True)
+        write(lake, table(number, 1), to=ref(f"n{number}"), recent=True)
+    write(lake, table(0, 1), to=ref("other"))
+    assert lake.recent("raw", "p") == [ref(f"n{number}") for number in range(6, 70)]
+    assert lake.recent("raw", "q") == lake.recent("features", "p") == []
+    assert len(list(lake.manifests("raw", "p"))) == 73
+
+
+def test_what_was_there_before_the_first_recent_one_stays_among_the_newest(lake: Lake) -> None:
+    write(lake, table(0, 1), to=ref("old"))
+    write(lake, table(0, 1), to=ref("new"), recent=True)
+    assert lake.recent("raw", "p") == [ref("old"), ref("new")]
+
+
+def test_two_that_are_committed_at_once_are_both_among_the_newest(lake: Lake) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: write(lake, table(n, 1), to=ref(f"n{n}"), recent=True), range(16)))
+    assert {found.id for found in lake.recent("raw", "p")} == {f"n{n}" for n in range(16)}
+
+
+def test_a_removed_pipelines_newest_are_gone_and_what_came_later_is_found(lake: Lake) -> None:
+    write(lake, table(0, 1), to=ref("old"), at=AT, recent=True)
+    lake.remove("p")
+    assert lake.recent("raw", "p") == []
+    write(lake, table(0, 1), to=ref("new"), at=AT + timedelta(hours=2), recent=True)
+    lake.remove("p", AT + timedelta(hours=1))
+    lake.sweep(datetime.now(UTC) + timedelta(hours=1))
+    assert lake.recent("raw", "p") == [ref("new")]
+
+
 def test_lake_crosses_a_process_border(lake: Lake) -> None:
     write(lake, table(0, 3))
 
@@ -447,6 +484,20 @@ def test_killed_writer_leaves_all_or_nothing_and_is_swept(
     assert manifest is not None
     expected = {f"raw/p/x/{name}" for name in ["manifest.json", *(f.path for f in manifest.files)]}
     assert set(stored()) == expected
+
+
+def test_killed_before_it_exists_one_of_the_newest_is_a_name_of_nothing_until_it_is_written_again(lake: Lake) -> None:
+    task = pickle.dumps((lake, ref(), table(0, 5)))
+    environment = {**os.environ, "TURNOUT_CRASH_POINT": "lake-remembered"}
+    recently = WRITER.replace("lineage={}", "lineage={}, recent=True")
+    dead = subprocess.run([sys.executable, "-c", recently], input=task, env=environment, check=False)
+    assert dead.returncode == -signal.SIGKILL
+    assert lake.recent("raw", "p") == [ref()]
+    assert lake.manifest(ref()) is None
+
+    write(lake, table(0, 5), recent=True)
+    assert lake.recent("raw", "p") == [ref()]
+    assert lake.read(ref()) == table(0, 5)
 
 
 CHANGER = """

@@ -24,7 +24,8 @@ AT = datetime(2026, 3, 1, tzinfo=UTC)
 SCHEMA = pa.schema([("c", pa.string()), ("_row", pa.int64())])
 IDS = st.sampled_from(["a", "b"])
 BEFORE = ["lake-data-written", "lake-data-flushed", "lake-data-renamed", "lake-manifest-written"]
-CRASHES = st.sampled_from([None, None, *BEFORE, "lake-committed"])
+REMEMBERED = "lake-remembered"
+CRASHES = st.sampled_from([None, None, *BEFORE, REMEMBERED, "lake-committed"])
 
 
 class Died(BaseException):
@@ -56,6 +57,7 @@ class LakeMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="lake-"))
         self.lake = LocalLake(self.folder)
         self.expected: dict[str, list[tuple[str, int]]] = {}
+        self.recent: set[str] = set()
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -65,15 +67,18 @@ class LakeMachine(RuleBasedStateMachine):
         values=st.lists(st.sampled_from(["x", "y/z", ""]), max_size=6),
         crash=CRASHES,
         split=st.booleans(),
+        recent=st.booleans(),
     )
-    def write(self, ident: str, values: list[str], crash: str | None, split: bool) -> None:
+    def write(self, ident: str, values: list[str], crash: str | None, split: bool, recent: bool) -> None:
         rows = list(zip(values, range(len(values)), strict=True))
         table = pa.table([[c for c, _ in rows], [n for _, n in rows]], schema=SCHEMA)
         with dying_at(crash), self.lake.writer(ref(ident), SCHEMA, partition_by=("c",) if split else ()) as writer:
             writer.write(table)
-            writer.commit(lineage={}, at=AT)
-        if crash not in BEFORE:
-            self.expected.setdefault(ident, sorted(rows))
+            writer.commit(lineage={}, at=AT, recent=recent)
+        if crash in BEFORE or (recent and crash == REMEMBERED):
+            return
+        self.expected.setdefault(ident, sorted(rows))
+        self.recent |= {ident} if recent else set()
 
     @rule(ident=IDS)
     def leave_without_commit(self, ident: str) -> None:
@@ -92,6 +97,7 @@ class LakeMachine(RuleBasedStateMachine):
     def remove(self) -> None:
         self.lake.remove("p")
         self.expected.clear()
+        self.recent.clear()
 
     @rule()
     def sweep(self) -> None:
@@ -113,6 +119,10 @@ class LakeMachine(RuleBasedStateMachine):
                 content = (self.folder / "raw" / "p" / ident / file.path).read_bytes()
                 assert hashlib.sha256(content).hexdigest() == file.sha256
                 assert len(content) == file.bytes
+
+    @invariant()
+    def the_newest_are_known(self) -> None:
+        assert self.recent <= {found.id for found in self.lake.recent("raw", "p")}
 
 
 def ref(ident: str) -> DataSetRef:

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -29,7 +30,7 @@ from turnout.common.errors import Unavailable
 from turnout.common.events import DataSetRef, Event, ModelFile
 from turnout.common.lake import names, staging
 from turnout.common.lake.disk import delete, entries, folders, make_folder, newest, sync_folder, write_durably
-from turnout.common.lake.parquet import ParquetLake, by_time, draft, own_rows, parse
+from turnout.common.lake.parquet import ParquetLake, by_time, draft, own_rows, parse, parse_recent
 from turnout.common.lake.port import DataFile, Manifest
 from turnout.common.lake.staging import Staging
 from turnout.common.runtime.crash import crash_point
@@ -64,6 +65,19 @@ class LocalLake(ParquetLake):
         found = [_load_manifest(folder) for folder in folders(self.root / names.pipeline_place(kind, pipeline))]
         return by_time(m for m in found if m is not None)
 
+    def remember(self, ref: DataSetRef) -> None:
+        """Put the data set's name into the list of the newest, on disk when this returns."""
+        path = self.root / names.recent_place(ref.kind, ref.pipeline)
+        with self._reaching(), _locked(self.root, ".recent.lock"):
+            ids = self._recent(ref.kind, ref.pipeline)
+            if ids is None:
+                ids = self.newest(ref.kind, ref.pipeline)
+            aside = _aside(self.root) / f"{uuid4().hex}.json"
+            write_durably(aside, orjson.dumps(names.with_newest(ids, ref.id)))
+            make_folder(path.parent)
+            aside.replace(path)
+            sync_folder(path.parent)
+
     def put_model(self, pipeline: str, content: bytes) -> ModelFile:
         """See `Lake.put_model`."""
         file = names.model_file(pipeline, content)
@@ -92,7 +106,7 @@ class LocalLake(ParquetLake):
 
     def erase(self, ref: DataSetRef, where: pc.Expression) -> int:
         """See `Lake.erase`. New files lie beside the old ones until the manifest changes over at once."""
-        with _locked(self.root):
+        with _locked(self.root, ".lock"):
             return self._erase(ref, where)
 
     def _erase(self, ref: DataSetRef, where: pc.Expression) -> int:
@@ -142,6 +156,14 @@ class LocalLake(ParquetLake):
     def _ids(self, kind: str, pipeline: str) -> Iterable[str]:
         return (folder.name for folder in folders(self.root / names.pipeline_place(kind, pipeline)))
 
+    def _recent(self, kind: str, pipeline: str) -> list[str] | None:
+        path = self.root / names.recent_place(kind, pipeline)
+        with self._reaching():
+            try:
+                return parse_recent(path.read_bytes(), path.name)
+            except FileNotFoundError:
+                return None
+
     def _base(self, ref: DataSetRef) -> str:
         return str(self.root / names.place(ref))
 
@@ -180,6 +202,7 @@ class LocalWriter:
         at: datetime,
         event: Event | None = None,
         parts: Sequence[DataSetRef] = (),
+        recent: bool = False,
     ) -> Manifest:
         """See `Writer.commit`."""
         rows_of_parts = self._lake.required(parts)
@@ -199,6 +222,9 @@ class LocalWriter:
         aside = self._files.folder / names.MANIFEST
         write_durably(aside, manifest.model_dump_json().encode())
         crash_point("lake-manifest-written")
+        if recent:
+            self._lake.remember(self._ref)
+            crash_point("lake-remembered")
         try:
             os.link(aside, self._folder / names.MANIFEST)
         except FileExistsError:
@@ -255,8 +281,9 @@ def _aside(root: Path) -> Path:
 
 
 @contextmanager
-def _locked(root: Path) -> Generator[None]:
-    """One erasure at a time: two from one manifest would each bring back what the other took out."""
-    with (_aside(root).parent / ".lock").open("wb") as file:
+def _locked(root: Path, name: str) -> Generator[None]:
+    """One at a time: two erasures from one manifest would each bring back what the other took out, two changes of a
+    list would lose each other's name."""
+    with (_aside(root).parent / name).open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

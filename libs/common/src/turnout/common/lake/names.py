@@ -2,6 +2,7 @@
 
 <kind>/<pipeline>/<id>/manifest.json      what exists
 <kind>/<pipeline>/<id>/<token>/…parquet   its files; each writer has a token of its own
+<kind>/<pipeline>/.recent.json            ids of the newest, oldest first; no id begins with a dot
 models/<pipeline>/<sha256>.onnx           model files
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import get_args
 
 from turnout.common.errors import Invalid, Unknown
@@ -17,6 +19,9 @@ from turnout.common.lake.port import Manifest
 
 KINDS: tuple[str, ...] = get_args(DataSetRef.model_fields["kind"].annotation)
 MANIFEST = "manifest.json"
+RECENT = ".recent.json"
+# Names in the list of the newest.
+MAX_RECENT = 64
 MAX_MODEL = 2**30
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -33,6 +38,16 @@ def pipeline_place(kind: str, pipeline: str) -> str:
 def place(ref: DataSetRef) -> str:
     """Where a data set lies. Raises `Invalid` for what is no name or no kind."""
     return f"{pipeline_place(ref.kind, ref.pipeline)}/{_name(ref.id, 'id')}"
+
+
+def recent_place(kind: str, pipeline: str) -> str:
+    """Where the list of the newest lies. Raises `Invalid` for what is no name or no kind."""
+    return f"{pipeline_place(kind, pipeline)}/{RECENT}"
+
+
+def with_newest(ids: Sequence[str], ident: str) -> list[str]:
+    """The list of the newest with one more, or with one that was there as the newest."""
+    return [*(other for other in ids if other != ident), ident][-MAX_RECENT:]
 
 
 def model_file(pipeline: str, content: bytes) -> ModelFile:

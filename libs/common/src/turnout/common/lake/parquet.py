@@ -14,12 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs, ipc
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from turnout.common.errors import Invalid, Unavailable, Unknown
 from turnout.common.events import DataSetRef, Event
-from turnout.common.lake import staging
+from turnout.common.lake import names, staging
 from turnout.common.lake.port import DataFile, Manifest, Writer
+
+_IDS = TypeAdapter(list[str])
 
 
 class PlacingWriter(Writer, Protocol):
@@ -38,6 +40,10 @@ class ParquetLake(ABC):
         """See `Lake.manifest`."""
 
     @abstractmethod
+    def manifests(self, kind: str, pipeline: str) -> Iterable[Manifest]:
+        """See `Lake.manifests`."""
+
+    @abstractmethod
     def writer(
         self, ref: DataSetRef, schema: pa.Schema, *, partition_by: Sequence[str] = ()
     ) -> AbstractContextManager[PlacingWriter]:
@@ -46,6 +52,10 @@ class ParquetLake(ABC):
     @abstractmethod
     def _ids(self, kind: str, pipeline: str) -> Iterable[str]:
         """Ids that data sets have, or once had."""
+
+    @abstractmethod
+    def _recent(self, kind: str, pipeline: str) -> list[str] | None:
+        """The list of the newest, None where there is none."""
 
     @abstractmethod
     def _base(self, ref: DataSetRef) -> str:
@@ -64,6 +74,17 @@ class ParquetLake(ABC):
     @abstractmethod
     def _reaching(self) -> AbstractContextManager[None]:
         """What the place raises becomes `Unavailable`."""
+
+    def recent(self, kind: str, pipeline: str) -> Sequence[DataSetRef]:
+        """See `Lake.recent`."""
+        ids = self._recent(kind, pipeline)
+        if ids is None:
+            ids = self.newest(kind, pipeline)
+        return [DataSetRef.model_validate({"kind": kind, "pipeline": pipeline, "id": ident}) for ident in ids]
+
+    def newest(self, kind: str, pipeline: str) -> list[str]:
+        """What a list of the newest begins with, found among all."""
+        return [manifest.ref.id for manifest in self.manifests(kind, pipeline)][-names.MAX_RECENT :]
 
     def schema(self, ref: DataSetRef) -> pa.Schema:
         """See `Lake.schema`."""
@@ -210,6 +231,14 @@ def parse(content: bytes, ref_id: str) -> Manifest:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
         raise Unavailable("the lake", f"{ref_id} has a manifest that cannot be read") from error
+
+
+def parse_recent(content: bytes, where: str) -> list[str]:
+    """A list of the newest from its bytes. Raises `Unavailable` where they are none."""
+    try:
+        return _IDS.validate_json(content)
+    except ValidationError as error:
+        raise Unavailable("the lake", f"{where} is a list that cannot be read") from error
 
 
 def by_time(manifests: Iterable[Manifest]) -> list[Manifest]:

@@ -10,6 +10,10 @@ The order of a commit (the manifest is the outbox):
 On object storage there is no rename: files are uploaded under names that no manifest knows, and the manifest's PUT, on
 the condition that there is none, is the commit.
 
+Where whoever commits wants to know its newest data sets without looking through all, their names are in a list of
+their own (`recent`). A name is there before step 4, so that the list misses nothing that exists; a writer that dies
+before it leaves a name of nothing.
+
 A reaction that is run again finds the manifest, writes nothing and returns `manifest.event`.
 
 The methods block: call them from a worker process or a thread, never on the event loop. An adapter can be
@@ -84,8 +88,12 @@ class Writer(Protocol):
         at: datetime,
         event: Event | None = None,
         parts: Sequence[DataSetRef] = (),
+        recent: bool = False,
     ) -> Manifest:
-        """Make the data set exist. If another writer was faster, its manifest is returned, ours goes away."""
+        """Make the data set exist. If another writer was faster, its manifest is returned, ours goes away.
+
+        `recent`: its name is among `Lake.recent` from now on, and what this costs does not grow with the lake.
+        """
         ...
 
 
@@ -108,6 +116,14 @@ class Lake(Protocol):
 
     def manifests(self, kind: str, pipeline: str) -> Iterable[Manifest]:
         """All data sets of a kind, by creation time, then id."""
+        ...
+
+    def recent(self, kind: str, pipeline: str) -> Sequence[DataSetRef]:
+        """The newest data sets of a kind that were committed as `recent`, oldest first, the last 64.
+
+        One may not be there: not yet, or no more. Where none was committed so: the newest of all, which are looked
+        for among all.
+        """
         ...
 
     def scan(

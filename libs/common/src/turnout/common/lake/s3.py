@@ -4,7 +4,9 @@ There is no rename, so the manifest's PUT is the commit:
 
 1. files are put together on this machine, in `staging`,
 2. uploaded below a token of their writer, which no manifest names: nobody reads them,
-3. the manifest is PUT on the condition that there is none: from here on the data set exists, and the first wins.
+3. (for a data set that is to be among `recent`, its name goes into that list: read, and replaced if it still is what
+   was read,)
+4. the manifest is PUT on the condition that there is none: from here on the data set exists, and the first wins.
 
 A process killed between two steps leaves files that no manifest names; `sweep` finds them here and on the server.
 """
@@ -18,6 +20,7 @@ from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -28,7 +31,7 @@ from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import DataSetRef, Event, ModelFile
 from turnout.common.lake import names, staging
 from turnout.common.lake.bucket import MAX_KEY, Bucket, Content, Entry
-from turnout.common.lake.parquet import ParquetLake, by_time, draft, own_rows, parse
+from turnout.common.lake.parquet import ParquetLake, by_time, draft, own_rows, parse, parse_recent
 from turnout.common.lake.port import DataFile, Manifest
 from turnout.common.lake.settings import LakeSettings
 from turnout.common.lake.staging import Staging
@@ -80,6 +83,19 @@ class S3Lake(ParquetLake):
         with ThreadPoolExecutor(PARALLEL) as pool:
             found = list(pool.map(lambda ident: self._load(f"{within}/{ident}"), self._bucket.folders(f"{within}/")))
         return by_time(one[0] for one in found if one is not None)
+
+    def remember(self, ref: DataSetRef) -> None:
+        """Put the data set's name into the list of the newest. Of two at once, one reads again what the other wrote."""
+        key = names.recent_place(ref.kind, ref.pipeline)
+        done = False
+        while not done:
+            found = self._bucket.get(key)
+            if found is None:
+                content = orjson.dumps(names.with_newest(self.newest(ref.kind, ref.pipeline), ref.id))
+                done = self._bucket.create(key, content)
+            else:
+                ids = names.with_newest(parse_recent(found.content, key), ref.id)
+                done = self._bucket.replace(key, orjson.dumps(ids), found.tag)
 
     def put_model(self, pipeline: str, content: bytes) -> ModelFile:
         """See `Lake.put_model`."""
@@ -177,6 +193,11 @@ class S3Lake(ParquetLake):
     def _ids(self, kind: str, pipeline: str) -> Iterable[str]:
         return self._bucket.folders(f"{names.pipeline_place(kind, pipeline)}/")
 
+    def _recent(self, kind: str, pipeline: str) -> list[str] | None:
+        key = names.recent_place(kind, pipeline)
+        found = self._bucket.get(key)
+        return parse_recent(found.content, key) if found else None
+
     def _base(self, ref: DataSetRef) -> str:
         return self._bucket.path(names.place(ref))
 
@@ -212,6 +233,7 @@ class S3Writer:
         at: datetime,
         event: Event | None = None,
         parts: Sequence[DataSetRef] = (),
+        recent: bool = False,
     ) -> Manifest:
         """See `Writer.commit`."""
         faster = self._lake.manifest(self._ref)
@@ -230,6 +252,9 @@ class S3Writer:
             event=event,
         )
         crash_point("lake-manifest-written")
+        if recent:
+            self._lake.remember(self._ref)
+            crash_point("lake-remembered")
         while not self._bucket.create(f"{self._place}/{names.MANIFEST}", manifest.model_dump_json().encode()):
             faster = self._lake.manifest(self._ref)
             # Ours, where the answer to the first of two attempts was lost.
