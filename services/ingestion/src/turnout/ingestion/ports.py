@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from turnout.common.events import RawDataExtracted, SourceDataAvailable, Warn
-from turnout.common.lake.port import Lake, Manifest
+from turnout.common.lake.port import Lake
 from turnout.common.pipeline import PipelineFile
 from turnout.ingestion.domain.fitting import Fitted
 from turnout.ingestion.domain.schema import Schema
@@ -67,4 +67,4 @@ class RowSource(Protocol):
 # Reads an announcement into the lake and gives the event that says so; runs in a worker process.
 Extract = Callable[[Lake, Task], RawDataExtracted]
 # The columns that a pipeline's batches have, by their manifests; None before the first.
-KeptSchema = Callable[[Sequence[Manifest]], Schema | None]
+KeptSchema = Callable[[Lake, str], Schema | None]

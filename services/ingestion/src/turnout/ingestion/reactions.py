@@ -37,9 +37,7 @@ from turnout.ingestion.domain.schema import Schema
 from turnout.ingestion.ports import Extract, KeptSchema, Limits, Task
 
 log = structlog.get_logger()
-# Where a redelivered observation is looked for: only the newest batches can hold one whose delivery was not done when
-# the process died, and a delivery is far smaller than this.
-_RECENT = 64
+# Row numbers that a process remembers of a pipeline.
 _REMEMBERED = 20_000
 
 
@@ -157,14 +155,13 @@ class Observing:
 
     def schema(self, file: PipelineFile) -> Schema:
         """What the pipeline's observations go through. Reads the lake; raises `Invalid` where there is none yet."""
-        return observations.schema_for(file, self._kept(list(self._lake.manifests("raw", file.pipeline))))
+        return observations.schema_for(file, self._kept(self._lake, file.pipeline))
 
     def _write(self, file: PipelineFile, events: Sequence[ObservationReceived]) -> list[Refused]:
-        manifests = list(self._lake.manifests("raw", file.pipeline))
-        schema = observations.schema_for(file, self._kept(manifests))
+        schema = self.schema(file)
         fitting, wrong = observations.fitting(events, schema, file.source)
         known = self._known.setdefault(file.pipeline, _Known())
-        self._catch_up(known, manifests)
+        self._catch_up(known, file.pipeline)
         new = {number: row for number, row in fitting.items() if number not in known.rows}
         if new:
             known.add(self._commit(file, schema, new), new)
@@ -185,19 +182,24 @@ class Observing:
                     "observations": len(rows),
                 },
                 at=self._now(),
+                recent=True,
             )
         crash_point("observations-committed")
         return ident
 
-    def _catch_up(self, known: _Known, manifests: Sequence[Manifest]) -> None:
-        """Look into the newest batches that were written elsewhere: as many as may have been in deliveries that were
-        not done. Another process may have died, whose partitions are read here now."""
-        recent = [m for m in manifests if "observations" in m.lineage][-_RECENT:]
-        for manifest in recent:
-            if manifest.ref.id not in known.batches:
-                rows = [n for b in self._lake.scan(manifest.ref, columns=["_row"]) for n in b.column(0).to_pylist()]
-                known.add(manifest.ref.id, rows)
-        known.batches.intersection_update(manifest.ref.id for manifest in recent)
+    def _catch_up(self, known: _Known, pipeline: str) -> None:
+        """Look into the newest batches that were written elsewhere: only they can hold an observation that comes
+        again, as a delivery is far smaller than all of them. Another process may have died, whose partitions are read
+        here now."""
+        recent = self._lake.recent("raw", pipeline)
+        for ref in recent:
+            manifest = self._lake.manifest(ref) if ref.id not in known.batches else None
+            if manifest is not None:
+                known.add(ref.id, self._rows(manifest) if "observations" in manifest.lineage else ())
+        known.batches.intersection_update(ref.id for ref in recent)
+
+    def _rows(self, manifest: Manifest) -> list[int]:
+        return [n for batch in self._lake.scan(manifest.ref, columns=["_row"]) for n in batch.column(0).to_pylist()]
 
 
 class Forgetting:

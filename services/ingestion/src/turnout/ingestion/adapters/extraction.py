@@ -54,7 +54,7 @@ class _Draft:
 
 def extract(lake: Lake, task: Task) -> RawDataExtracted:
     """Read what the announcement names into the lake. Raises `Invalid` naming every file that cannot be read."""
-    schema = kept_schema(list(lake.manifests("raw", task.cause.pipeline)))
+    schema = kept_schema(lake, task.cause.pipeline)
     done: dict[str, Batch] = {}
     drafts: list[_Draft] = []
     errors: list[Invalid] = []
@@ -83,8 +83,15 @@ def extract(lake: Lake, task: Task) -> RawDataExtracted:
     return event
 
 
-def kept_schema(manifests: Sequence[Manifest]) -> Schema | None:
-    """What the pipeline's newest batch has; every batch of a pipeline has the columns of its first."""
+def kept_schema(lake: Lake, pipeline: str) -> Schema | None:
+    """What the pipeline's batches have, None where there is none: every batch has the columns of the first.
+
+    Where observations come there are many batches, so the newest are asked first.
+    """
+    for ref in reversed(lake.recent("raw", pipeline)):
+        if (manifest := lake.manifest(ref)) is not None:
+            return _schema_of(manifest)
+    manifests = list(lake.manifests("raw", pipeline))
     return _schema_of(manifests[-1]) if manifests else None
 
 
