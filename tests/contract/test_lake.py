@@ -425,6 +425,12 @@ def test_a_removed_pipelines_newest_are_gone_and_what_came_later_is_found(lake: 
     assert lake.recent("raw", "p") == [ref("new")]
 
 
+def test_warmed_up_it_is_as_it_was(lake: Lake, stored: Callable[[], dict[str, bytes]]) -> None:
+    lake.warm()
+    lake.warm()
+    assert stored() == {}
+
+
 def test_lake_crosses_a_process_border(lake: Lake) -> None:
     write(lake, table(0, 3))
 
@@ -561,6 +567,9 @@ def calls(lake: S3Lake) -> list[Callable[[], object]]:
     return [
         lambda: lake.manifest(ref()),
         lambda: list(lake.manifests("raw", "p")),
+        lambda: lake.recent("raw", "p"),
+        lambda: write(lake, table(0, 1), recent=True),
+        lake.warm,
         lambda: write(lake, table(0, 1)),
         lambda: lake.put_model("p", b"onnx"),
         lambda: lake.get_model(file),

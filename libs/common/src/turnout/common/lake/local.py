@@ -22,13 +22,13 @@ from uuid import uuid4
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from pyarrow import fs
 from pydantic import JsonValue
 
 from turnout.common.errors import Unavailable
 from turnout.common.events import DataSetRef, Event, ModelFile
 from turnout.common.lake import names, staging
+from turnout.common.lake.arrow import ds
 from turnout.common.lake.disk import delete, entries, folders, make_folder, newest, sync_folder, write_durably
 from turnout.common.lake.parquet import ParquetLake, by_time, draft, own_rows, parse, parse_recent
 from turnout.common.lake.port import DataFile, Manifest
@@ -44,6 +44,9 @@ class LocalLake(ParquetLake):
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+
+    def warm(self) -> None:
+        """Nothing: a folder is there."""
 
     @contextmanager
     def writer(self, ref: DataSetRef, schema: pa.Schema, *, partition_by: Sequence[str] = ()) -> Generator[LocalWriter]:

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs, ipc
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -19,6 +18,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from turnout.common.errors import Invalid, Unavailable, Unknown
 from turnout.common.events import DataSetRef, Event
 from turnout.common.lake import names, staging
+from turnout.common.lake.arrow import ds
 from turnout.common.lake.port import DataFile, Manifest, Writer
 
 _IDS = TypeAdapter(list[str])

@@ -100,6 +100,10 @@ class Writer(Protocol):
 class Lake(Protocol):
     """Data sets and model files."""
 
+    def warm(self) -> None:
+        """Import and connect what the first use in this process would wait for. Raises `Unavailable`."""
+        ...
+
     def writer(
         self, ref: DataSetRef, schema: pa.Schema, *, partition_by: Sequence[str] = ()
     ) -> AbstractContextManager[Writer]:

@@ -23,13 +23,13 @@ from pathlib import Path
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from pyarrow import fs
 from pydantic import JsonValue
 
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import DataSetRef, Event, ModelFile
 from turnout.common.lake import names, staging
+from turnout.common.lake.arrow import ds
 from turnout.common.lake.bucket import MAX_KEY, Bucket, Content, Entry
 from turnout.common.lake.parquet import ParquetLake, by_time, draft, own_rows, parse, parse_recent
 from turnout.common.lake.port import DataFile, Manifest
@@ -60,6 +60,11 @@ class S3Lake(ParquetLake):
     def __reduce__(self) -> tuple[object, ...]:
         """Cross a process border without the connections."""
         return (type(self), (self._settings, self._folder))
+
+    def warm(self) -> None:
+        """See `Lake.warm`."""
+        _ = self._bucket.filesystem
+        self._bucket.exists("warm-up")
 
     @contextmanager
     def writer(self, ref: DataSetRef, schema: pa.Schema, *, partition_by: Sequence[str] = ()) -> Generator[S3Writer]:

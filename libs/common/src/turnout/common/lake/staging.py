@@ -16,10 +16,10 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from turnout.common.errors import Invalid, Unknown
+from turnout.common.lake.arrow import ds
 from turnout.common.lake.disk import delete, entries, make_folder, newest
 from turnout.common.lake.port import DataFile
 
