@@ -42,6 +42,19 @@ class Measured:
     failure: str | None = None
 
 
+def warm(lake: Lake) -> None:
+    """Import what measuring needs and connect to the lake, so that the first candidate does not wait for it.
+
+    Raises `Unavailable`.
+    """
+    import onnxruntime
+
+    from turnout.evaluation.domain import curves, intervals, metrics
+
+    _ = (onnxruntime, curves, intervals, metrics)
+    lake.warm()
+
+
 def measure(lake: Lake, trained: ModelTrained) -> Measured:
     """Every metric of the candidate on the test part. What is wrong with it is in the result."""
     from turnout.evaluation.domain.curves import curves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,8 @@ from turnout.common.lake.port import Lake
 from turnout.common.pipeline import Source
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Clock, Reaction, Service
-from turnout.ingestion.adapters.extraction import extract, kept_schema, open_source
+from turnout.common.runtime.warming import Warming
+from turnout.ingestion.adapters.extraction import extract, kept_schema, open_source, warm
 from turnout.ingestion.adapters.files import examine, find
 from turnout.ingestion.http import routes
 from turnout.ingestion.ports import Limits
@@ -61,6 +63,7 @@ def build(environment: Environment) -> Service:
     app = FastAPI(title="Turnout ingestion", description="Files and observations into the lake.")
     app.include_router(routes(environment.bus, observing.check, environment.keys.require("score"), now))
     age = timedelta(hours=settings.sweep_hours)
+    warming = Warming(environment, partial(warm, lake), lambda: asyncio.to_thread(lake.warm))
     return Service(
         name="ingestion",
         reactions=[
@@ -71,10 +74,10 @@ def build(environment: Environment) -> Service:
             Reaction("remove", [PipelineRemoved], Removing(lake)),
         ],
         app=app,
-        background=[lambda: _sweep(lake, now, age), pulling.schedule],
+        background=[lambda: _sweep(lake, now, age), pulling.schedule, warming.warm_up],
         follows=[PipelineDeclared, PipelineRemoved],
         passing=topics.streams,
-        waiting_for=pulling.waiting_for,
+        waiting_for=lambda: [*warming.waiting_for(), *pulling.waiting_for()],
     )
 
 

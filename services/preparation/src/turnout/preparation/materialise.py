@@ -44,6 +44,11 @@ class Part:
     summary: Summary
 
 
+def warm(lake: Lake) -> None:
+    """In a worker: import this module, and connect to the lake. Raises `Unavailable`."""
+    lake.warm()
+
+
 def gather(lake: Lake, file: PipelineFile, columns: Sequence[Column], joined: Mapping[str, PipelineFile]) -> Material:
     """Which batches belong to the pipeline's feature set now. Raises `Invalid` if there are none.
 

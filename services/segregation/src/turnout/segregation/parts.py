@@ -32,6 +32,11 @@ GATHERED = 500_000
 NAMES: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
+def warm(lake: Lake) -> None:
+    """In a worker: import this module, and connect to the lake. Raises `Unavailable`."""
+    lake.warm()
+
+
 @dataclass(frozen=True)
 class Done:
     """Both parts lie in the lake."""

@@ -42,11 +42,15 @@ class Fitted:
         return sum(self.seconds.values())
 
 
-def warm() -> None:
-    """Import what fitting needs, so that the first candidate does not wait for it."""
+def warm(lake: Lake) -> None:
+    """Import what fitting needs and connect to the lake, so that the first candidate does not wait for it.
+
+    Raises `Unavailable`.
+    """
     from turnout.training.domain import model
 
     _ = model
+    lake.warm()
 
 
 def choose(file: PipelineFile, packages: tuple[str, ...]) -> list[Trial]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from functools import partial
 
-from turnout.common.errors import Unavailable
 from turnout.common.events import DataSegregated, PipelineDeclared, PipelineRemoved, TrainingRequested
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
+from turnout.common.runtime.warming import Warming
 from turnout.training import fitting
 from turnout.training.reactions import Train
 from turnout.training.settings import TrainingSettings
@@ -31,18 +31,18 @@ def build(env: Environment) -> Service:
         packages=settings.estimator_packages,
     )
 
-    async def warm_up() -> None:
-        """scikit-learn takes seconds to import in each worker, and so does MLflow here: not when somebody waits."""
-        await asyncio.sleep(WARM_AFTER_SECONDS)
-        loop = asyncio.get_running_loop()
-        workers = [loop.run_in_executor(env.executor, fitting.warm) for _ in range(env.settings.workers)]
-        with contextlib.suppress(Unavailable):
-            await asyncio.to_thread(env.registry.versions, "warm-up")
-            await asyncio.gather(*workers, return_exceptions=True)
-
+    # scikit-learn takes seconds to import in each worker, and so does MLflow here.
+    warming = Warming(
+        env,
+        partial(fitting.warm, env.lake),
+        lambda: asyncio.to_thread(env.registry.versions, "warm-up"),
+        lambda: asyncio.to_thread(env.lake.warm),
+        embedded_after=WARM_AFTER_SECONDS,
+    )
     return Service(
         name="training",
         reactions=(Reaction("train", (DataSegregated, TrainingRequested), train, long=True),),
         follows=(PipelineDeclared, PipelineRemoved),
-        background=(warm_up,),
+        background=(warming.warm_up,),
+        waiting_for=warming.waiting_for,
     )

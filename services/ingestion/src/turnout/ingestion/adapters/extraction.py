@@ -52,6 +52,11 @@ class _Draft:
     decoding: Mapping[str, object]
 
 
+def warm(lake: Lake) -> None:
+    """In a worker: import this module, and connect to the lake. Raises `Unavailable`."""
+    lake.warm()
+
+
 def extract(lake: Lake, task: Task) -> RawDataExtracted:
     """Read what the announcement names into the lake. Raises `Invalid` naming every file that cannot be read."""
     schema = kept_schema(lake, task.cause.pipeline)
