@@ -51,6 +51,7 @@ from turnout.common.events import (
     StageFailed,
 )
 from turnout.common.ids import content_id
+from turnout.common.runtime import logs
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.settings import RuntimeSettings
 from turnout.devstack import stack
@@ -626,6 +627,8 @@ def main() -> int:
     parser.add_argument("--stay", action="store_true")
     parser.add_argument("--bus", choices=("embedded", "kafka"), default="embedded")
     given = parser.parse_args()
+    # What this process does itself (it makes topics that it reads before a service did) is told amid the services' log.
+    logs.configure("warning")
     try:
         asyncio.run(demo(given.home, given.port, kafka=given.bus == "kafka", stay=given.stay))
     except (DemoError, MissingError, StartError) as failure:
