@@ -39,6 +39,7 @@ WATCH_SECONDS = 2.0
 RECORD_OVERHEAD = 200
 # The bytes of a header besides its name (four for a letter) and value, at most.
 HEADER_OVERHEAD = 10
+FEW_HEADERS = 32
 
 
 class KafkaBus:
@@ -188,15 +189,15 @@ class KafkaBus:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     async def _append(self, records: Sequence[Record]) -> None:
-        found = await self._found(list({record.topic for record in records}))
-        compacted = {name for name in found if wanted_of(name).compacted}
-        for record in records:
-            limit, size = found[record.topic].max_bytes, _size(record)
-            if size > limit:
-                raise too_large(record.topic, size, limit)
-            if record.key is None and record.topic in compacted:
-                raise Invalid(record.topic, "a record without a key", fix="a compacted topic needs one")
-        await self._writer.append(records)
+        names = {record.topic for record in records}
+        found = await self._found(list(names))
+        by_topic = {
+            name: records if len(names) == 1 else [record for record in records if record.topic == name]
+            for name in names
+        }
+        for name, part in by_topic.items():
+            _check(name, part, found[name].max_bytes)
+        await self._writer.append(by_topic)
 
     async def _found(self, names: Sequence[str]) -> Mapping[str, Found]:
         known = self._topics.known(names)
@@ -275,6 +276,21 @@ class KafkaBus:
 
     def _is_closed(self) -> Unavailable:
         return Unavailable(f"Kafka at {self._settings.servers}", "the bus is closed")
+
+
+def _check(name: str, records: Sequence[Record], limit: int) -> None:
+    """Raise `Invalid` for what the topic would not take."""
+    if wanted_of(name).compacted and any(record.key is None for record in records):
+        raise Invalid(name, "a record without a key", fix="a compacted topic needs one")
+    half = limit // 2
+    for record in records:
+        _, key, value, headers = record
+        # To look at every header of everything takes as long as to write it: few and beside a small value, they do
+        # not fill half of a topic's largest batch. If they do, the broker says so.
+        if len(value or b"") + len(key or b"") > half or len(headers) > FEW_HEADERS:
+            size = _size(record)
+            if size > limit:
+                raise too_large(name, size, limit)
 
 
 def _size(record: Record) -> int:

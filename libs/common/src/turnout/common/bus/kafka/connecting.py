@@ -183,11 +183,11 @@ def fill(batch: BatchBuilder, records: Sequence[Record], begin: int) -> int:
     """Append records from index `begin` on until the batch is full; the index of the first that found no room."""
     # `batch.append` does the same and takes half as long again.
     append: Any = batch._builder.append  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    offset = batch.record_count()
+    offset, now = batch.record_count(), int(time.time() * 1000)
     index = begin
     for index in range(begin, len(records)):
         _, key, value, headers = records[index]
-        if append(offset, None, key, value, list(headers)) is None:
+        if append(offset, now, key, value, list(headers)) is None:
             batch.close()
             break
         offset += 1

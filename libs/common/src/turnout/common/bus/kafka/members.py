@@ -11,10 +11,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -45,6 +44,8 @@ _NOTHING = TopicPartition("", 0)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Milliseconds: a foreign writer's clock may say anything, a datetime ends with the year 9999.
 _LAST = 253_402_300_799_000
+# As the tuples make themselves, without the function around it that takes as long again: each record is two of them.
+_new = tuple.__new__
 
 
 @dataclass(eq=False)
@@ -245,6 +246,8 @@ class Member(ConsumerRebalanceListener):
 
     async def _decided(self, reading: Reading) -> None:
         """Wait for the outcome of a rebalance. Raises `Unavailable` if the partition moved."""
+        if reading.standing and not reading.lost:
+            return
         try:
             async with asyncio.timeout(2 * SESSION_SECONDS):
                 while not reading.standing and not reading.lost:
@@ -394,31 +397,36 @@ class KafkaDelivery:
             await self._member.settle(self, [as_record(event) for event in produced])
 
 
-def as_received(name: str, partition: int, record: Any) -> Received:
-    """A record of aiokafka's, as the port has it."""
-    headers = tuple(record.headers)
-    for _, value in headers:
-        if value is None:
-            headers = tuple((key, value or b"") for key, value in headers)
-            break
-    found = Record(name, record.key, record.value, headers)
-    return Received(found, partition, record.offset, _moment(record.timestamp))
+def as_received(name: str, partition: int, records: Iterable[Any]) -> list[Received]:
+    """Records of aiokafka's, as the port has it."""
+    found: list[Received] = []
+    milliseconds, moment = -1, _EPOCH
+    for record in records:
+        headers = tuple(record.headers)
+        for _, value in headers:
+            if value is None:
+                headers = tuple((key, value or b"") for key, value in headers)
+                break
+        # One batch of a broker that stamps it has one time for all its records.
+        if record.timestamp != milliseconds:
+            milliseconds, moment = record.timestamp, _moment(record.timestamp)
+        own = _new(Record, (name, record.key, record.value, headers))
+        found.append(_new(Received, (own, partition, record.offset, moment)))
+    return found
 
 
 def _taken(name: str, reading: Reading) -> list[Received]:
     """What the next delivery consists of, taken from what waits."""
-    partition, found, room = reading.partition.partition, list[Received](), DELIVERY_BYTES
-    while reading.waiting:
-        for record in reading.waiting[0]:
-            found.append(as_received(name, partition, record))
-            room -= len(record.value or b"")
-            if len(found) == DELIVERY_RECORDS or room <= 0:
-                return found
-        reading.waiting.popleft()
+    found, room = list[Received](), DELIVERY_BYTES
+    while reading.waiting and room > 0 and len(found) < DELIVERY_RECORDS:
+        records, size = reading.waiting[0].take(DELIVERY_RECORDS - len(found), room)
+        if records:
+            found += as_received(name, reading.partition.partition, records)
+            room -= size
+        else:
+            reading.waiting.popleft()
     return found
 
 
-@lru_cache(maxsize=1024)
 def _moment(milliseconds: int) -> datetime:
-    # A broker's batch has one time for all its records.
     return _EPOCH + timedelta(milliseconds=min(max(milliseconds, 0), _LAST))

@@ -45,9 +45,9 @@ class Readers:
             while True:
                 self._check(consumer)
                 found: Mapping[Any, Sequence[Any]] = await consumer.getmany(timeout_ms=POLL_MILLISECONDS)
-                for records in found.values():
-                    for record in records:
-                        yield as_received(name, record.partition, record)
+                for partition, records in found.items():
+                    for received in as_received(name, partition.partition, records):
+                        yield received
 
     async def bounds(
         self, partitions: Sequence[TopicPartition]
@@ -138,7 +138,7 @@ class Readers:
             found: Mapping[Any, Sequence[Any]] = await consumer.getmany(*lacking, timeout_ms=POLL_MILLISECONDS)
             for partition, records in found.items():
                 number, end = partition.partition, ends[partition]
-                heads[partition].extend(as_received(name, number, r) for r in records if r.offset < end)
+                heads[partition].extend(as_received(name, number, [r for r in records if r.offset < end]))
             for partition in lacking:
                 # Behind the last record there may be offsets without one: markers, and what compaction took.
                 if not heads[partition] and await consumer.position(partition) >= ends[partition]:

@@ -11,7 +11,8 @@ thousands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -23,6 +24,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 # A batch begins with its first offset (8 bytes) and the number of bytes that follow (4).
 _OVERHEAD = 12
+_AT_ONCE = 500
 
 
 def WHOLE(value: bytes) -> bytes:  # noqa: N802 (a mark more than a function)
@@ -38,7 +40,7 @@ def tolerate() -> None:
 
 
 class Fetched:
-    """A batch of which no record was looked at yet. Iterating goes on where it stopped."""
+    """A batch of which no record was looked at yet."""
 
     def __init__(self, batch: _TolerantBatch) -> None:
         self.offset: int = batch.next_offset - 1
@@ -46,16 +48,37 @@ class Fetched:
         self.begin = 0
         """Records before this offset were read already."""
         self._batch = batch
-        self._records: Iterator[Any] | None = None
+        self._ahead: Sequence[Any] = ()
 
-    def __iter__(self) -> Iterator[Any]:
-        if self._records is None:
-            records, begin = self._batch.records(), self.begin
-            # A fetch from the middle of a batch brings all of it.
-            self._records = (
-                records if self._batch.base_offset >= begin else (one for one in records if one.offset >= begin)
-            )
-        return self._records
+    def take(self, count: int, room: int) -> tuple[Sequence[Any], int]:
+        """The next records and the bytes of their values: at most `count`, and no more than `room` bytes but for one
+        record. None are left when none come."""
+        records = self._ahead or self._next(count)
+        within, size = min(count, len(records)), sum([len(record.value or b"") for record in records])
+        if size > room or within < len(records):
+            within, size = _within(records[:count], room)
+        self._ahead = records[within:]
+        return records[:within], size
+
+    def _next(self, count: int) -> Sequence[Any]:
+        if self._batch.base_offset >= self.begin:
+            return self._batch.take(count)
+        # A fetch from the middle of a batch brings all of it.
+        while found := self._batch.take(count):
+            if kept := [record for record in found if record.offset >= self.begin]:
+                return kept
+        return ()
+
+
+def _within(records: Sequence[Any], room: int) -> tuple[int, int]:
+    """How many records have no more than `room` bytes (the first counts whatever it has), and how many they have."""
+    size = 0
+    for index, record in enumerate(records):
+        more = size + len(record.value or b"")
+        if index and more > room:
+            return index, size
+        size = more
+    return len(records), size
 
 
 class TolerantRecords:
@@ -89,6 +112,9 @@ class _TolerantBatch:
         self._raw = raw
         self._number = number
         self._whole = whole
+        self._taken = 0
+        self._iterator: Iterator[Any] | None = None
+        self._slow: Iterator[Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._fast, name)
@@ -101,13 +127,24 @@ class _TolerantBatch:
 
     def records(self) -> Iterator[Any]:
         """Its records, once."""
-        read = 0
-        try:
-            for record in self._fast:
-                yield record
-                read += 1
-        except UnicodeDecodeError:
-            yield from self._slowly(read)
+        while found := self.take(_AT_ONCE):
+            yield from found
+
+    def take(self, count: int) -> Sequence[Any]:
+        """The next records, at most `count`; none when there are no more."""
+        found: list[Any] = []
+        if self._slow is None:
+            # The batch itself can be iterated over only from its beginning.
+            self._iterator = self._iterator or islice(self._fast, None)
+            try:
+                # On an error the list keeps what came before it.
+                found.extend(islice(self._iterator, count))
+            except UnicodeDecodeError:
+                self._slow = self._slowly(self._taken + len(found))
+            self._taken += len(found)
+        if self._slow is not None:
+            found.extend(islice(self._slow, count - len(found)))
+        return found
 
     def _slowly(self, read: int) -> Iterator[Any]:
         """The batch's records but for the first ones, which were read already."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 from aiokafka import AIOKafkaProducer, errors
@@ -24,19 +23,51 @@ from turnout.common.errors import Invalid, Unavailable
 
 # Records that may wait for their batch; beyond it the producer's memory would grow without end.
 MAX_WAITING = 50_000
-_hash = lru_cache(maxsize=65_536)(murmur2)
+MAX_HASHES = 65_536
 _PRODUCER = "write"
 _anywhere = DefaultPartitioner()
 
 
+class _Publication:
+    """Who waits for the parts of a publication, one for each partition."""
+
+    def __init__(self) -> None:
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._left = 0
+        self._error: Exception | None = None
+
+    def part(self, records: Sequence[Record]) -> _Part:
+        """One more to wait for."""
+        self._left += 1
+        return _Part(records, self)
+
+    def settle(self, error: Exception | None) -> None:
+        """A part is written, or not; when it was the last, the first error is raised."""
+        self._left -= 1
+        self._error = self._error or error
+        if self._left or self.written.done():
+            return
+        if self._error is None:
+            self.written.set_result(None)
+        else:
+            self.written.set_exception(self._error)
+
+
 @dataclass
 class _Part:
-    """The records of one publication for one partition, and who waits for them."""
+    """The records of one publication for one partition."""
 
     records: Sequence[Record]
-    written: asyncio.Future[None]
+    publication: _Publication
     sent: int = 0
     """How many of them are in a batch already."""
+    settled: bool = False
+
+    def settle(self, error: Exception | None = None) -> None:
+        """All of it is written, or some of it will not be."""
+        if not self.settled:
+            self.settled = True
+            self.publication.settle(error)
 
 
 @dataclass
@@ -73,20 +104,21 @@ class Writer:
         self._count = 0
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def append(self, records: Sequence[Record]) -> None:
-        """Write the records; all replicas in sync have them when it returns."""
+    async def append(self, records: Mapping[str, Sequence[Record]]) -> None:
+        """Write the records, by topic; all replicas in sync have them when it returns."""
         self._refusals.check(_PRODUCER)
-        for name in {record.topic for record in records}:
+        for name in records:
             self._refusals.check(f"write {name}")
-        if self._count + len(records) > MAX_WAITING and self._count:
+        count = sum(map(len, records.values()))
+        if self._count + count > MAX_WAITING and self._count:
             raise Unavailable(
                 f"Kafka at {self._connecting.settings.servers}", f"more than {MAX_WAITING} records wait for it"
             )
-        self._count += len(records)
+        self._count += count
         try:
             await self._append(records)
         finally:
-            self._count -= len(records)
+            self._count -= count
 
     async def close(self) -> None:
         """Let go of the producer; who still waits hears `Unavailable`."""
@@ -101,31 +133,27 @@ class Writer:
             running.cancel()
         await asyncio.gather(*lanes, *self._ending, return_exceptions=True)
 
-    async def _append(self, records: Sequence[Record]) -> None:
+    async def _append(self, records: Mapping[str, Sequence[Record]]) -> None:
         await self._connecting.ready()  # while Kafka is known to be away, nobody waits to hear it
         producer = await self._opened()
         try:
-            numbers = {
-                name: sorted(await _partitions(producer, self._topics.wire(name)))
-                for name in {r.topic for r in records}
-            }
+            numbers = {name: sorted(await _partitions(producer, self._topics.wire(name))) for name in records}
         except FAILURES as error:
             self._discard(producer)
             raise self._connecting.failed(error, "writing") from error
-        loop = asyncio.get_running_loop()
-        waiting = [
-            self._enqueue(place, _Part(part, loop.create_future())) for place, part in _placed(records, numbers).items()
-        ]
-        await _all(waiting)
+        publication = _Publication()
+        for name, part in records.items():
+            for number, placed in _placed(part, numbers[name]).items():
+                self._enqueue((name, number), publication.part(placed))
+        await publication.written
 
-    def _enqueue(self, place: tuple[str, int], part: _Part) -> asyncio.Future[None]:
+    def _enqueue(self, place: tuple[str, int], part: _Part) -> None:
         lane = self._lanes.get(place)
         if lane is None:
             lane = self._lanes[place] = _Lane(*place, deque())
         lane.waiting.append(part)
         if lane.task is None:
             lane.task = asyncio.create_task(self._drain(lane))
-        return part.written
 
     async def _drain(self, lane: _Lane) -> None:
         sent: list[_Part] = []
@@ -178,7 +206,7 @@ class Writer:
             self._producer = asyncio.create_task(self._connecting.producer())
         opening = self._producer
         try:
-            return await asyncio.shield(opening)
+            return opening.result() if opening.done() else await asyncio.shield(opening)
         except BaseException as error:
             if opening.done() and self._producer is opening:
                 self._producer = None
@@ -204,18 +232,29 @@ async def _partitions(producer: AIOKafkaProducer, wire: str) -> set[int]:
     return await producer.partitions_for(wire)
 
 
-def _placed(
-    records: Sequence[Record], numbers: Mapping[str, Sequence[int]]
-) -> Mapping[tuple[str, int], Sequence[Record]]:
-    """The records by topic and partition, `numbers` being the partitions of each topic."""
-    placed = {(topic, number): list[Record]() for topic, found in numbers.items() for number in found}
+class _Hashes(dict[bytes, int]):
+    """Keys' hashes as Java's client makes them, so that others who write the same key reach the same partition."""
+
+    def __missing__(self, key: bytes) -> int:
+        if len(self) >= MAX_HASHES:
+            self.clear()
+        found = self[key] = murmur2(key) & 0x7FFFFFFF
+        return found
+
+
+_hashes = _Hashes()
+
+
+def _placed(records: Sequence[Record], numbers: Sequence[int]) -> Mapping[int, Sequence[Record]]:
+    """A topic's records by partition, `numbers` being all that it has."""
+    count, placed = len(numbers), [list[Record]() for _ in numbers]
     for record in records:
-        topic, key, _, _ = record
-        found = numbers[topic]
-        # As Java's client does it, so that others who write the same key reach the same partition.
-        number = _anywhere(None, found, found) if key is None else found[(_hash(key) & 0x7FFFFFFF) % len(found)]
-        placed[topic, number].append(record)
-    return {place: part for place, part in placed.items() if part}
+        key = record[1]
+        if key is None:
+            placed[numbers.index(_anywhere(None, numbers, numbers))].append(record)
+        else:
+            placed[_hashes[key] % count].append(record)
+    return {number: part for number, part in zip(numbers, placed, strict=True) if part}
 
 
 def _fill(batch: BatchBuilder, waiting: deque[_Part]) -> list[_Part]:
@@ -235,22 +274,11 @@ def _fill(batch: BatchBuilder, waiting: deque[_Part]) -> list[_Part]:
 
 def _settle(sent: Sequence[_Part]) -> None:
     for part in sent:
-        if part.sent == len(part.records) and not part.written.done():
-            part.written.set_result(None)
+        if part.sent == len(part.records):
+            part.settle()
 
 
 def _refuse(parts: Sequence[_Part], error: Exception) -> None:
     for part in parts:
         part.sent = len(part.records)
-        if not part.written.done():
-            part.written.set_exception(error)
-
-
-async def _all(waiting: Sequence[Awaitable[None]]) -> None:
-    """Wait for each; then raise the first error."""
-    if len(waiting) == 1:
-        await waiting[0]
-        return
-    for outcome in await asyncio.gather(*waiting, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
+        part.settle(error)
