@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turnout.common.errors import Invalid
@@ -44,6 +44,7 @@ def test_a_row_is_clean_or_refused_by_name(values: dict[str, object]) -> None:
 
 
 @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=8))
+@example([("NAN", "0", None)])
 @settings(max_examples=200, deadline=None)
 def test_a_files_columns_mean_what_a_requests_fields_mean(
     rows: list[tuple[str | None, str | None, str | None]],

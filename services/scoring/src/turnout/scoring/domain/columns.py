@@ -84,6 +84,9 @@ def _numbers(array: pa.Array) -> NDArray[np.float64] | None:
     try:
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             array = pc.cast(pc.call_function("utf8_trim_whitespace", [array]), pa.float64())
+            # The text "nan" is a number to Arrow; to us it is none.
+            if pc.call_function("any", [pc.call_function("is_nan", [array])]).as_py():
+                return None
         elif pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
             array = pc.cast(array, pa.float64(), safe=False)
         else:
