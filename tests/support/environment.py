@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from turnout.common.bus.port import Bus, Received
 from turnout.common.events import Event
 from turnout.common.pipeline import PipelineFile
 from turnout.common.runtime.environment import Environment
-from turnout.common.runtime.run import Running, start
+from turnout.common.runtime.run import Running, start, web_server
 from turnout.common.runtime.service import Service
 from turnout.common.runtime.settings import RuntimeSettings
 from turnout.common.runtime.web import lifespans, site
@@ -79,6 +80,24 @@ async def running(
                 yield started, client
         finally:
             await started.stop()
+
+
+@asynccontextmanager
+async def listening(environment: Environment, *services: Service) -> AsyncIterator[tuple[Running, httpx.URL]]:
+    """Like `running`, behind a web server at a real port."""
+    started = start(environment, services)
+    async with lifespans(started.services):
+        for health in started.health.values():
+            health.started = True
+        server = web_server(started)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            web = asyncio.create_task(server.serve(sockets=[listener]))
+            await until(lambda: server.started and environment.pipelines.ready and environment.routes.ready)
+            try:
+                yield started, httpx.URL(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            finally:
+                server.should_exit = True
+                await asyncio.gather(web, started.stop())
 
 
 async def published(bus: Bus, kind: type[E]) -> list[E]:

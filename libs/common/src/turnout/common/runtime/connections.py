@@ -40,9 +40,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """From here on the body's limits count."""
+        self.head_ends()
+        super().on_headers_complete()
+
+    def head_ends(self) -> None:
+        """The head is there; its clock stops."""
         self._in_head = False
         self._stop()
-        super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
         """Count while the head is not complete."""

@@ -75,6 +75,17 @@ class ApiKeys:
 
         return caller
 
+    def allows(self, header: str, scope: Scope) -> bool:
+        """Whether a request with this `Authorization` may pass, as far as is known without reading the file again;
+        if not, `require` finds out and says why."""
+        if time.monotonic() - self._looked > FRESH_SECONDS:
+            return False
+        if not self._keys:
+            return True
+        kind, _, key = header.partition(" ")
+        found = self._find(key) if kind.lower() == "bearer" and key else None
+        return found is not None and found[1].scope in (scope, "admin")
+
     def check(self, key: str | None, scope: Scope) -> str:
         """The name behind a key, for a command that needs no web server. Blocks. Raises `Invalid`."""
         self._read()

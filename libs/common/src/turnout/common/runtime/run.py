@@ -18,13 +18,14 @@ import uvicorn
 from turnout.common import telemetry
 from turnout.common.errors import Invalid, Unavailable
 from turnout.common.executor.processes import ProcessExecutor
-from turnout.common.runtime.connections import MAX_CONNECTIONS, BoundedProtocol, allow_connections
+from turnout.common.runtime.connections import MAX_CONNECTIONS, allow_connections
 from turnout.common.runtime.consuming import Consumer
+from turnout.common.runtime.direct import protocol
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.handling import Handling, pause
 from turnout.common.runtime.health import Health, Progress, Watchdog
 from turnout.common.runtime.service import Reaction, Service
-from turnout.common.runtime.web import lifespans, site
+from turnout.common.runtime.web import at_root, lifespans, site
 from turnout.common.runtime.working import Backlog, Recorder, Worker
 
 log = structlog.get_logger()
@@ -166,16 +167,23 @@ async def serve(
             await running.stop()
 
 
+def web_server(running: Running) -> uvicorn.Server:
+    """The web server of the services that run."""
+    root = at_root(running.services, ROOT)
+    config = uvicorn.Config(
+        site(running.services, running.health, ROOT, running.measure),
+        http=protocol(root.direct if root else None), ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False, timeout_graceful_shutdown=int(GRACE_SECONDS), timeout_keep_alive=10,
+        limit_concurrency=MAX_CONNECTIONS,
+    )  # fmt: skip
+    return _Server(config)
+
+
 async def _answer(
     running: Running, listener: socket.socket, stop: asyncio.Event, started: Callable[[], Awaitable[None]]
 ) -> None:
     """Run the web server until `stop`; meanwhile and afterwards nobody else's work is lost."""
-    config = uvicorn.Config(
-        site(running.services, running.health, ROOT, running.measure),
-        http=BoundedProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=int(GRACE_SECONDS), timeout_keep_alive=10, limit_concurrency=MAX_CONNECTIONS,
-    )  # fmt: skip
-    server = _Server(config)
+    server = web_server(running)
     web = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from turnout.common.bus.port import Received, Record, Source, Topic
 from turnout.common.errors import Invalid
 from turnout.common.events import Event
+from turnout.common.runtime.direct import Direct
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Service:
     reactions, from their first record and without a group: its views, for the documents. `passing` names the short
     reactions that come and go (a topic that a pipeline names is one): asked again and again, it gives those that shall
     run now, and one that is equal to the one before goes on. `waiting_for` says what the
-    service is not ready for; empty means ready. `close` is awaited at the end.
+    service is not ready for; empty means ready. `direct` answers some requests below ASGI, where the service is at the
+    root of its port. `close` is awaited at the end.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Service:
     follows: Sequence[Topic] = ()
     passing: Callable[[], Sequence[Reaction]] = tuple
     waiting_for: Callable[[], Sequence[str]] = tuple
+    direct: Direct | None = None
     close: Callable[[], Awaitable[None]] | None = None
 
 

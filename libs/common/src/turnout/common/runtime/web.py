@@ -93,16 +93,18 @@ class Site:
         await app(scope, receive, send)
 
 
+def at_root(services: Mapping[str, Service], root: str | None) -> Service | None:
+    """The service at `/`: `root` if it is there, or the only one."""
+    if root is not None and root in services:
+        return services[root]
+    return next(iter(services.values())) if len(services) == 1 else None
+
+
 def site(services: Mapping[str, Service], health: Mapping[str, Health], root: str | None, measure: Measure) -> ASGIApp:
     """The application of a process: `root` is the service at `/` (a single one is it anyway)."""
     for name, service in services.items():
         equip(service, {name: health[name]}, measure)
-    first = (
-        services[root]
-        if root is not None and root in services
-        else (next(iter(services.values())) if len(services) == 1 else None)
-    )
-    return Limits(Site(first, services, health, measure))
+    return Limits(Site(at_root(services, root), services, health, measure))
 
 
 @asynccontextmanager
