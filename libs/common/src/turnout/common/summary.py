@@ -410,7 +410,10 @@ class Gathered:
             since, until = min(last.at, happened), max(last.until or last.at, happened)
             self.tries[-1] = Tried(outcome="off", at=since, until=until, times=last.times + 1)
         else:
-            self.tries.append(Tried(outcome=outcome, at=happened, milliseconds=milliseconds))
+            # Checked on its way here; one for each score is where a second check would cost most.
+            self.tries.append(
+                Tried.model_construct(outcome=outcome, at=happened, until=None, times=1, milliseconds=milliseconds)
+            )
 
 
 class Gathering:
