@@ -12,12 +12,13 @@ import builders
 import graphs
 import httpx
 import pytest
-from environment import running
+from environment import listening, running
 
 from turnout.common.events import ModelReady
 from turnout.common.pipeline import PipelineFile, parse
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.run import Running
+from turnout.scoring.reactions import lane
 from turnout.scoring.service import build
 from turnout.scoring.settings import ScoringSettings
 
@@ -78,6 +79,29 @@ async def standing(
     service = build(environment, ScoringSettings(**{"features_ms": SLO_MS} | settings))
     async with running(environment, service) as (started, client):
         yield Stand(environment, started, client)
+
+
+@asynccontextmanager
+async def direct(
+    environment: Environment, content: bytes | None = None, *, slo_ms: float = SLO_MS, **settings: Any
+) -> AsyncIterator[Stand]:
+    """Behind a real port: version 2 is the champion and runs on the event loop, 1 stands behind it."""
+    await environment.bus.publish(builders.declared(file(slo_ms=slo_ms)))
+    service = build(environment, ScoringSettings(**{"features_ms": SLO_MS} | settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lane, "PROVEN_RUNS", 3)
+        patch.setattr(lane, "PROVEN_MS", 1000.0)
+        async with listening(environment, service) as (started, url), httpx.AsyncClient(base_url=url) as client:
+            made = Stand(environment, started, client)
+            await made.give(graphs.good(), "1")
+            await made.give(content or graphs.good(), "2")
+            await environment.bus.publish(builders.routing(1, "2", previous="1"))
+            await made.until_state("1", "on")
+            await made.until_state("2", "on")
+            async with asyncio.timeout(60):
+                while (await made.router())["versions"][0]["runs"] != "inline":
+                    await made.one()
+            yield made
 
 
 @pytest.fixture

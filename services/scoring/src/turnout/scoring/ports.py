@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # a version's process imports this module at its start: pyarrow and pydantic would double the time
     from turnout.common.bus.port import Record
+    from turnout.common.errors import Unavailable
     from turnout.common.events import (
         BatchScoringRequested,
         DataSetRef,
@@ -24,6 +25,9 @@ if TYPE_CHECKING:  # a version's process imports this module at its start: pyarr
     from turnout.scoring.domain.signature import Feeds
 
 Output = NDArray[Any]
+
+# An event as the outbox keeps it: the name it is found by, pipeline, entity, topic, key, headers (JSON) and value.
+Kept = tuple[str, str, str | None, str, bytes, bytes, bytes]
 
 
 class TerminatedError(Exception):
@@ -145,6 +149,11 @@ class Outbox(Protocol):
 
     async def add(self, events: Sequence[Event]) -> None:
         """Append; durable when it returns. Raises `Unavailable` ("disk full") and then nothing was appended."""
+        ...
+
+    def append(self, kept: Sequence[Kept], done: Callable[[Unavailable | None], None]) -> None:
+        """Like `add`, without waiting: `done` is called on the event loop, now or later, when they are durable or with
+        the reason why nothing was appended."""
         ...
 
     async def count(self, scores: Sequence[ScoreProduced]) -> None:

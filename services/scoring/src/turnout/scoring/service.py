@@ -14,6 +14,7 @@ from turnout.scoring.adapters.cache import FolderCache
 from turnout.scoring.adapters.outbox import SqliteOutbox
 from turnout.scoring.adapters.runners import OnnxRunners
 from turnout.scoring.http import routes
+from turnout.scoring.http.direct import DirectScores
 from turnout.scoring.http.protocol import Protocol
 from turnout.scoring.http.scores import Scores
 from turnout.scoring.reactions.answering import Answering
@@ -24,6 +25,7 @@ from turnout.scoring.reactions.fleet import Fleet
 from turnout.scoring.reactions.forgetting import Forgetting
 from turnout.scoring.reactions.relay import Relay
 from turnout.scoring.reactions.requests import Requests
+from turnout.scoring.reactions.turns import Turns
 from turnout.scoring.settings import ScoringSettings
 
 NAME = "scoring"
@@ -101,5 +103,6 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
         background=[fleet.follow, relay.run],
         follows=fleet.follows,
         waiting_for=waiting_for,
+        direct=DirectScores(fleet, Turns(outbox, now=environment.now), environment.keys),
         close=close,
     )

@@ -1,7 +1,10 @@
 """Events on their way to the bus, in one SQLite file of this worker; and how far their scores are summarised.
 
 One thread writes. It takes all that waits and commits it at once, so the requests of one turn of the event loop share
-one commit. `synchronous=FULL` survives a power cut, `NORMAL` a killed process (sqlite.org/pragma.html).
+one commit. `synchronous=FULL` survives a power cut, `NORMAL` a killed process (sqlite.org/pragma.html). With `NORMAL` a
+commit is a write to memory, cheaper than the way to a thread and back: then the scores of a turn are committed on the
+event loop itself, on a connection that never waits, neither for a lock (the thread takes over) nor for the disk (the
+thread moves the log into the file).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -26,6 +30,7 @@ from turnout.common.errors import TurnoutError, Unavailable
 from turnout.common.events import Event, ScoreProduced
 from turnout.common.summary import Gathered
 from turnout.common.wal import Synchronous, open_wal
+from turnout.scoring.ports import Kept
 
 # Relayed events stay this long to be found by their id, and at most this many.
 KEPT = 50_000
@@ -35,6 +40,9 @@ COUNTED = ".counted"
 # More appends than this at once wait their turn.
 _GROUP = 500
 _PATIENCE = 5.0
+# So many rows committed on the event loop, and the log is begun anew (about 50 MB): while it is written to all the time
+# SQLite never comes to it by itself.
+_LOG_ROWS = 20_000
 
 _SCHEMA = """
 create table if not exists outbox (
@@ -66,6 +74,9 @@ class SqliteOutbox:
         self._thread: threading.Thread | None = None
         self._trouble: str | None = None
         self._arrived = asyncio.Event()
+        # The event loop's own connection; made by the thread, with `NORMAL` only.
+        self._here: sqlite3.Connection | None = None
+        self._logged = 0
 
     @property
     def trouble(self) -> str | None:
@@ -75,6 +86,16 @@ class SqliteOutbox:
     async def add(self, events: Sequence[Event]) -> None:
         """See `Outbox.add`."""
         await self._ask(events=events)
+        self._arrived.set()
+
+    def append(self, kept: Sequence[Kept], done: Callable[[Unavailable | None], None]) -> None:
+        """See `Outbox.append`."""
+        here = self._here
+        if here is not None and _commit_now(here, kept):
+            self._logged += len(kept)
+            done(None)
+        else:
+            self._put(_Task(_Waiter(asyncio.get_running_loop(), lambda _, error: done(error)), rows=kept))
         self._arrived.set()
 
     async def count(self, scores: Sequence[ScoreProduced]) -> None:
@@ -124,18 +145,25 @@ class SqliteOutbox:
             self._work.put(None)
             await asyncio.to_thread(self._thread.join)
             self._thread = None
+        if self._here is not None:
+            self._here.close()
+            self._here = None
 
     async def _ask(self, *, events: Sequence[Event] = (), call: _Call | None = None, writes: bool = False) -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._put(_Task(_Waiter(loop, partial(_settle, future)), events=events, call=call, writes=writes))
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await future
+        except TimeoutError:
+            raise Unavailable("the outbox", f"the disk did not answer within {_PATIENCE:.0f} s") from None
+
+    def _put(self, task: _Task) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, name="outbox", daemon=True)
             self._thread.start()
-        task = _Task(asyncio.get_running_loop().create_future(), events, call, writes)
         self._work.put(task)
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                return await task.future
-        except TimeoutError:
-            raise Unavailable("the outbox", f"the disk did not answer within {_PATIENCE:.0f} s") from None
 
     # --- in the thread -------------------------------------------------------------------------------------------
 
@@ -154,7 +182,7 @@ class SqliteOutbox:
                     break
                 group.append(following)
             try:
-                db = db or _open(self._path, self._synchronous)
+                db = db or self._open()
             except (sqlite3.Error, OSError) as error:
                 _tell(self._failed(group, error))
             else:
@@ -173,9 +201,9 @@ class SqliteOutbox:
             if task.call is not None:
                 continue
             try:
-                rows += [_row(event) for event in task.events]
+                rows += task.rows or [_row(event) for event in task.events]
             except TurnoutError as error:
-                results.append((task.future, None, error))
+                results.append((task.waiter, None, error))
             else:
                 appends.append(task)
         if appends:
@@ -184,6 +212,10 @@ class SqliteOutbox:
             if task.call is not None:
                 results += self._transaction(db, [task], task.call, writes=task.writes)
         _tell(results)
+        if self._logged > _LOG_ROWS:
+            self._logged = 0
+            with suppress(sqlite3.Error):
+                db.execute("pragma wal_checkpoint(restart)").fetchall()
 
     def _transaction(
         self, db: sqlite3.Connection, tasks: Sequence[_Task], call: _Call, *, writes: bool
@@ -196,42 +228,80 @@ class SqliteOutbox:
             return self._failed(tasks, error)
         if writes:
             self._trouble = None
-        return [(task.future, result, None) for task in tasks]
+        return [(task.waiter, result, None) for task in tasks]
 
     def _failed(self, tasks: Sequence[_Task], error: Exception) -> list[_Result]:
         self._trouble = str(error) or type(error).__name__
-        return [(task.future, None, Unavailable("the outbox", self._trouble)) for task in tasks]
+        return [(task.waiter, None, Unavailable("the outbox", self._trouble)) for task in tasks]
+
+    def _open(self) -> sqlite3.Connection:
+        db = _open(self._path, self._synchronous)
+        if self._synchronous == "NORMAL" and self._here is None:
+            here = open_wal(self._path, synchronous=self._synchronous)
+            here.executescript("pragma busy_timeout = 0; pragma wal_autocheckpoint = 0;")
+            self._here = here
+        return db
 
 
 _Call = Callable[[sqlite3.Connection], Any]
-_Result = tuple["asyncio.Future[Any]", Any, Exception | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    """Who waits for a task, on which loop: told the result, or the error."""
+
+    loop: asyncio.AbstractEventLoop
+    tell: Callable[[Any, Any], None]
+
+
+_Result = tuple[_Waiter, Any, Exception | None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """Events to append, or a call on the database (`writes`: it changes something)."""
+    """Events or rows to append, or a call on the database (`writes`: it changes something)."""
 
-    future: asyncio.Future[Any]
-    events: Sequence[Event]
-    call: _Call | None
-    writes: bool
+    waiter: _Waiter
+    events: Sequence[Event] = ()
+    rows: Sequence[Kept] = ()
+    call: _Call | None = None
+    writes: bool = False
 
 
 def _tell(results: Sequence[_Result]) -> None:
     """Wake the event loop once for a whole group: each wake-up is a system call."""
     if results:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            results[0][0].get_loop().call_soon_threadsafe(_settle, results)
+            results[0][0].loop.call_soon_threadsafe(_tell_all, results)
 
 
-def _settle(results: Sequence[_Result]) -> None:
-    for future, result, error in results:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+def _tell_all(results: Sequence[_Result]) -> None:
+    for waiter, result, error in results:
+        waiter.tell(result, error)
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _commit_now(db: sqlite3.Connection, rows: Sequence[Kept]) -> bool:
+    """Whether the rows were committed at once; if not, nothing was."""
+    try:
+        db.execute("begin immediate")
+    except sqlite3.Error:
+        return False
+    try:
+        db.executemany(_INSERT, rows)
+        db.execute("commit")
+    except sqlite3.Error:
+        db.rollback()
+        return False
+    return True
 
 
 _INSERT = "insert into outbox (ident, pipeline, entity, topic, key, headers, value) values (?, ?, ?, ?, ?, ?, ?)"

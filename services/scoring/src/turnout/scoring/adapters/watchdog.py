@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import onnxruntime as ort
@@ -36,6 +37,10 @@ class Watchdog:
 
     def run(self, session: ort.InferenceSession, name: str, feeds: dict[str, Any], seconds: float) -> Output:
         """The output `name` of one run. Raises `TerminatedError` when it took longer, `BrokenError` when it failed."""
+        return self.watch(lambda options: cast("Output", session.run([name], feeds, options)[0]), seconds)
+
+    def watch(self, run: Callable[[ort.RunOptions], Output], seconds: float) -> Output:
+        """What `run` gives; it has to pass the options on to onnxruntime. Raises as `run` does."""
         options = ort.RunOptions()
         options.log_severity_level = 4
         if self._thread is None:
@@ -45,14 +50,13 @@ class Watchdog:
         if not self._wake.is_set():
             self._wake.set()
         try:
-            output = cast("Output", session.run([name], feeds, options)[0])
+            return run(options)
         except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen kinds, all of them the graph's fault)
             if options.terminate:
                 raise TerminatedError(f"ended after {seconds * 1000:.0f} ms") from None
             raise _broken(error) from None
         finally:
             self._current = None
-        return output
 
     def close(self) -> None:
         """End the thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +16,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from turnout.common.errors import Invalid
+from turnout.common.runtime.direct import ARRIVED, TRIED
 from turnout.scoring.domain.signature import unknown
+from turnout.scoring.reactions.answering import Tried
 
 MAX_TIMEOUT_MS = 60_000.0
 
@@ -33,6 +36,12 @@ async def read(scope: Scope, receive: Receive) -> bytes:
     if message["type"] != "http.request":
         raise ClientDisconnect
     return body
+
+
+def before(scope: Scope) -> tuple[float, Tried | None]:
+    """When the request arrived (monotonic clock), and who was asked already, if it was tried to answer it directly."""
+    state: Mapping[str, Any] = scope.get("state") or {}
+    return state.get(ARRIVED) or time.monotonic(), state.get(TRIED)
 
 
 def traceparent(scope: Scope) -> str | None:

@@ -70,7 +70,7 @@ class Protocol:
 
     async def infer(self, model: str, version: str | None, scope: Scope, receive: Receive) -> Reply:
         """Score tensors. Without a version the router chooses; with one, nobody else answers."""
-        arrived = time.monotonic()
+        arrived, tried = body.before(scope)
         given = body.an_object(body.parse(await body.read(scope, receive)), FIELDS)
         ident = given.get("id")
         if ident is not None and not isinstance(ident, str):
@@ -86,6 +86,7 @@ class Protocol:
             where="inputs[row {}].",
             arrived=arrived,
             traceparent=body.traceparent(scope),
+            tried=tried,
         )
         if given.get("outputs") is not None:
             tensors.wanted_names(given["outputs"], [o["name"] for o in tensors.outputs_of(ready.target)])
@@ -132,7 +133,7 @@ class Protocol:
                 "table": table.model_dump(mode="json") if table else None,
                 "chain": [*(step.version for step in lineup.router.chain()), *([BASELINE] if lineup.baseline else [])],
                 "versions": shown,
-                "decisions": list(reversed(lineup.decisions)),
+                "decisions": [decision._asdict() for decision in reversed(lineup.decisions)],
             }
         )
 

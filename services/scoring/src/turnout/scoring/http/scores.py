@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -42,7 +41,7 @@ class Scores:
 
     async def score(self, pipeline: str, scope: Scope, receive: Receive) -> Reply:
         """Score rows and entities now, or accept them (`mode=async`) and say where the answers will be."""
-        arrived = time.monotonic()
+        arrived, tried = body.before(scope)
         given = body.an_object(body.parse(await body.read(scope, receive)), FIELDS)
         asked = body.query(scope, PARAMETERS)
         if given.get("callback") is not None:
@@ -56,6 +55,7 @@ class Scores:
             timeout_ms=body.milliseconds(asked.get("timeout_ms", given.get("timeout_ms")), "timeout_ms"),
             arrived=arrived,
             traceparent=body.traceparent(scope),
+            tried=tried,
         )
         mode = asked.get("mode", given.get("mode", "sync"))
         if mode == "async":

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -39,6 +40,8 @@ log = structlog.get_logger()
 
 BASELINE = "baseline"
 RECENT = 10_000
+# Seeded by the system, once: to ask it for each score lets go of the interpreter's lock, and others take it.
+_RANDOM = random.Random(os.urandom(32))  # noqa: S311 (a name, not a secret)
 # Between the choice and the reply lie a commit and the reply itself; this part of the deadline is kept for them.
 RESERVE_SHARE = 0.2
 
@@ -50,6 +53,15 @@ class LateError(TurnoutError):
         super().__init__(f"version {version} of {pipeline} gave no answer within {milliseconds:.0f} ms")
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A version that was asked for a request's only row already, and failed."""
+
+    step: Step
+    fault: Fault
+    milliseconds: float
+
+
 @dataclass(slots=True)
 class Request:
     """Rows to score. `entities[i]` is whose row i is, or None; `score_ids` are made here unless given.
@@ -57,7 +69,7 @@ class Request:
     `together`: one version is chosen for all rows (the inference protocol names one). `where` is put before a field's
     name in errors, with `{}` for the row's number. `without` are the rows that get the prior, because their features
     could not be had in time. `arrived` is on the monotonic clock; `causes` are the events that asked, one per row;
-    `traceparent` is the caller's.
+    `traceparent` is the caller's; `tried` is who need not be asked any more.
     """
 
     pipeline: str
@@ -72,6 +84,7 @@ class Request:
     causes: Sequence[ScoreRequested] = ()
     without: frozenset[int] = frozenset()
     traceparent: str | None = None
+    tried: Tried | None = None
 
 
 @dataclass(slots=True)
@@ -233,6 +246,10 @@ class Answering:
     async def _group(
         self, lineup: Lineup, plan: Plan, request: Request, indexes: Sequence[int], deadline: Deadline
     ) -> Sequence[_Given]:
+        tried: list[_Asked] = []
+        if request.tried is not None:
+            tried.append(_Asked(request.tried.step, request.arrived, [request.tried.fault], request.tried.milliseconds))
+            plan = _without(plan, request.tried.step.version)
         head = _contract(lineup, plan)
         if head is None:
             return [self._prior(lineup, plan.skipped, reason(plan.skipped) or "loading")] * len(indexes)
@@ -249,7 +266,7 @@ class Answering:
 
         if plan.probe is not None and plan.probe in lineup.lanes:
             self._shadow(lineup, plan.probe, rows(plan.probe)[:1])
-        asked = await self._race(lineup, plan, rows, len(indexes), deadline)
+        asked = await self._race(lineup, plan, rows, len(indexes), deadline, tried=tried)
         nobody = "deadline" if plan.steps else "loading"
         return [
             one if isinstance(one, _Given) else self._prior(lineup, one, reason(one) or nobody)
@@ -265,11 +282,13 @@ class Answering:
         rows: Callable[[str], Sequence[Row]],
         count: int,
         deadline: Deadline,
+        *,
+        tried: Sequence[_Asked] = (),
     ) -> Sequence[_Asked]:
         """Ask the plan's versions in turn, the next one when the one before failed or its time has come."""
-        asked: list[_Asked] = []
+        asked: list[_Asked] = [*tried]
         running: dict[asyncio.Future[Results], _Asked] = {}
-        steps = [step for step in plan.steps if step.version in lineup.lanes]
+        steps = [*(entry.step for entry in tried), *(step for step in plan.steps if step.version in lineup.lanes)]
         try:
             while not deadline.passed:
                 following = lineup.lanes.get(steps[len(asked)].version) if len(asked) < len(steps) else None
@@ -372,7 +391,7 @@ class Answering:
 
 def new_score_id() -> str:
     """Milliseconds and 80 random bits: in the order of time, so that an index grows at its end."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    return f"{time.time_ns() // 1_000_000:012x}{_RANDOM.getrandbits(80):020x}"
 
 
 def _key(request: Request, ids: Sequence[str], index: int) -> str:
@@ -389,6 +408,13 @@ def _contract(lineup: Lineup, plan: Plan) -> Signature | None:
     for version in (table.champion if table else None, lineup.newest):
         ready = ready or lineup.known.get(version or "")
     return Signature(ready.inputs) if ready else None
+
+
+def _without(plan: Plan, version: str) -> Plan:
+    """The plan for who is left when `version` was asked already."""
+    steps = tuple(step for step in plan.steps if step.version != version)
+    skipped = tuple(attempt for attempt in plan.skipped if attempt.version != version)
+    return replace(plan, steps=steps, skipped=skipped)
 
 
 def _decode(lineup: Lineup, signature: Signature, request: Request, indexes: Sequence[int]) -> Sequence[Row]:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
@@ -43,8 +44,7 @@ DECISIONS = 50
 _RETRY_SECONDS = (0.2, 1.0, 5.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """One answer that was given, for people who look at the router."""
 
     score_id: str
@@ -136,6 +136,10 @@ class Fleet:
         if lineup is None:
             raise Unknown.name("pipeline", "pipeline", pipeline, self._lineups)
         return lineup
+
+    def find(self, pipeline: str) -> Lineup | None:
+        """A pipeline's lineup, if there is one."""
+        return self._lineups.get(pipeline)
 
     def pipelines(self) -> Sequence[str]:
         """Every pipeline known here."""

@@ -147,6 +147,17 @@ class Lane:
         self._go(loop)
         return future
 
+    def at_once(self, rows: Sequence[Row]) -> Results:
+        """The answers to rows of one request each, before this returns; only where `prompt` is true."""
+        inline = self._places.inline
+        if inline is None:
+            return [Fault("it runs apart by now", late=True)] * len(rows)
+        results: list[Answer | Fault] = []
+        for at in range(0, len(rows), INLINE_ROWS):
+            some = rows[at : at + INLINE_ROWS]
+            results += self._run_inline(inline, some, [1] * len(some))
+        return results
+
     async def close(self) -> None:
         """Let go of the version when its last run is back; whoever still waits after that is told."""
         if self._working is not None:
@@ -196,17 +207,7 @@ class Lane:
             if self._waiting:
                 self._go(asyncio.get_running_loop())
             return
-        started, worked = time.perf_counter(), time.thread_time()
-        try:
-            output = inline.run(self.signature.feeds(_rows(pieces)), self.slo * INLINE_SHARE)
-        except TerminatedError as error:
-            self._late(pieces, str(error))
-            self._send_apart()
-        except BrokenError as error:
-            self._broken_inline(inline, pieces, str(error))
-        else:
-            run_ms = (time.thread_time() - worked) * 1000
-            self._answered(pieces, output, run_ms, (time.perf_counter() - started) * 1000)
+        _share(pieces, self._run_inline(inline, _rows(pieces), [len(piece.rows) for piece in pieces]))
         if self._waiting:
             self._go(asyncio.get_running_loop())
 
@@ -246,18 +247,28 @@ class Lane:
         if not apart.alive:
             self._bring_back()
 
-    def _broken_inline(self, inline: Inline, pieces: Sequence[_Piece], why: str) -> None:
-        """A graph that raises raises for all rows of a run: each request alone, so that one bad row fails alone."""
-        if len(pieces) == 1:
-            self._broken(pieces, why)
-            return
-        for piece in pieces:
-            try:
-                output = inline.run(self.signature.feeds(piece.rows), self.slo * INLINE_SHARE)
-            except (TerminatedError, BrokenError) as error:
-                self._broken([piece], str(error))
-            else:
-                self._answered([piece], output, 0.0, 0.0)
+    def _run_inline(self, inline: Inline, rows: Sequence[Row], parts: Sequence[int]) -> Results:
+        """One run of rows that belong to `parts` requests, so many each.
+
+        A graph that raises raises for all rows of a run: then each request is tried alone, so that one bad row fails
+        alone.
+        """
+        started, worked = time.perf_counter(), time.thread_time()
+        try:
+            output = inline.run(self.signature.feeds(rows), self.slo * INLINE_SHARE)
+        except TerminatedError as error:
+            self._send_apart()
+            return self._overran(len(rows), str(error))
+        except BrokenError as error:
+            if len(parts) == 1:
+                self._hooks.observed(self.version, "error", 0.0)
+                return [Fault(str(error))] * len(rows)
+            results: list[Answer | Fault] = []
+            for count in parts:
+                results += self._run_inline(inline, rows[len(results) : len(results) + count], (count,))
+            return results
+        run_ms = (time.thread_time() - worked) * 1000
+        return self._results(output, len(rows), run_ms, (time.perf_counter() - started) * 1000)
 
     def _take(self, most: int) -> list[_Piece]:
         """Pieces for one run of at most `most` rows; those nobody waits for any more are dropped."""
@@ -277,27 +288,31 @@ class Lane:
     # --- results -----------------------------------------------------------------------------------------------
 
     def _answered(self, pieces: Sequence[_Piece], output: Output, run_ms: float, waited_ms: float) -> None:
-        results = read(output, self.ready.target, sum(len(piece.rows) for piece in pieces))
-        at = 0
-        for piece in pieces:
-            count = len(piece.rows)
-            _give(piece, results[at : at + count] if len(pieces) > 1 else results)
-            at += count
+        _share(pieces, self._results(output, sum(len(piece.rows) for piece in pieces), run_ms, waited_ms))
+        if not self._moving and self.runs.proven(self._needed, PROVEN_MS):
+            self._moving = True
+            self._start(self._come_inline())
+
+    def _results(self, output: Output, rows: int, run_ms: float, waited_ms: float) -> Results:
+        """What a run that came back says of `rows` rows, and of its version."""
+        results = read(output, self.ready.target, rows)
         self.waits.add(waited_ms)
         self.runs.add(run_ms)
         outcome: Outcome = "late" if waited_ms > self.slo * 1000 else "ok"
         if any(type(result) is Fault for result in results):
             outcome = "error"
         self._hooks.observed(self.version, outcome, waited_ms)
-        if self._places.inline is None and not self._moving and self.runs.proven(self._needed, PROVEN_MS):
-            self._moving = True
-            self._start(self._come_inline())
+        return results
 
     def _late(self, pieces: Sequence[_Piece], why: str) -> None:
         for piece in pieces:
             _give(piece, [Fault(why, late=True)] * len(piece.rows))
+        self._overran(0, why)
+
+    def _overran(self, rows: int, why: str) -> Results:
         self.waits.add(self.slo * 1000)
         self._hooks.observed(self.version, "late", self.slo * 1000)
+        return [Fault(why, late=True)] * rows
 
     def _broken(self, pieces: Sequence[_Piece], why: str) -> None:
         for piece in pieces:
@@ -392,6 +407,14 @@ def _rows(pieces: Sequence[_Piece]) -> Sequence[Row]:
     if len(pieces) == 1:
         return pieces[0].rows
     return [row for piece in pieces for row in piece.rows]
+
+
+def _share(pieces: Sequence[_Piece], results: Results) -> None:
+    """To each piece the results of its rows."""
+    at = 0
+    for piece in pieces:
+        _give(piece, results[at : at + len(piece.rows)] if len(pieces) > 1 else results)
+        at += len(piece.rows)
 
 
 def _give(piece: _Piece, results: Results) -> None:
