@@ -26,10 +26,11 @@ import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+import psutil
 import uvloop
 
 FEATURES = 13
@@ -222,19 +223,30 @@ def rows() -> Any:
         yield from ready
 
 
-def measure(port: int, seconds: float) -> dict[int, tuple[float, float, float]]:
-    """Per number of connections: requests a second, p50 and p99 in ms."""
-    results: dict[int, tuple[float, float, float]] = {}
+def measure(server: psutil.Process, port: int, seconds: float) -> dict[int, Measured]:
+    """Per number of connections, what was measured."""
+    results: dict[int, Measured] = {}
     uvloop.run(load(port, 16, 1.5))  # warm, and our version proven
     for connections in CONNECTIONS:
+        before = sum(server.cpu_times()[:2])
         took = uvloop.run(load(port, connections, seconds))
+        spent = sum(server.cpu_times()[:2]) - before
         ordered = sorted(took)
         p50, p99 = statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
-        results[connections] = (len(took) / seconds, p50 * 1000, p99 * 1000)
+        results[connections] = Measured(len(took) / seconds, p50 * 1000, p99 * 1000, spent / len(took) * 1e6)
     return results
 
 
-def served(arguments: list[str], port: int, ready: str, seconds: float) -> dict[int, tuple[float, float, float]]:
+class Measured(NamedTuple):
+    """Requests a second, milliseconds, and microseconds of the server's processor time for each request."""
+
+    rate: float
+    p50: float
+    p99: float
+    cpu: float
+
+
+def served(arguments: list[str], port: int, ready: str, seconds: float) -> dict[int, Measured]:
     """Start a server, wait until it is ready, measure it, end it."""
     process = subprocess.Popen([sys.executable, __file__, "--serve", *arguments, "--port", str(port)])
     try:
@@ -247,7 +259,7 @@ def served(arguments: list[str], port: int, ready: str, seconds: float) -> dict[
                 if process.poll() is not None or time.monotonic() > give_up:
                     sys.exit(f"{arguments[0]} did not start")
                 time.sleep(0.05)
-        return measure(port, seconds)
+        return measure(psutil.Process(process.pid), port, seconds)
     finally:
         process.terminate()
         process.wait(20)
@@ -283,12 +295,13 @@ def main() -> None:
         for durability in ("NORMAL", "FULL"):
             name = f"turnout, synchronous={durability}"
             runs[name] = served(["ours", str(columns), durability], free_port(), "/readyz", options.seconds)
-    print(f"{'':32}" + "".join(f"{f'c{c} req/s':>11}{'x floor':>9}{'p50 ms':>8}{'p99 ms':>8}" for c in CONNECTIONS))
+    heads = (f"{f'c{c} req/s':>11}{'x floor':>9}{'p50 ms':>8}{'p99 ms':>8}{'cpu us':>8}" for c in CONNECTIONS)
+    print(f"{'':32}" + "".join(heads))
     for name, results in runs.items():
         line = f"{name:32}"
         for connections in CONNECTIONS:
-            rate, p50, p99 = results[connections]
-            line += f"{rate:11,.0f}{rate / runs['floor'][connections][0]:9.2f}{p50:8.2f}{p99:8.2f}"
+            rate, p50, p99, cpu = results[connections]
+            line += f"{rate:11,.0f}{rate / runs['floor'][connections].rate:9.2f}{p50:8.2f}{p99:8.2f}{cpu:8.0f}"
         print(line)
 
 
