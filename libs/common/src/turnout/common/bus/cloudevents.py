@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache, lru_cache
 from typing import Any
 
 import orjson
@@ -29,46 +31,53 @@ DEAD = ".dead"
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
+# Names of headers up to so many letters are remembered: others may send any, of any length.
+SHORT = 64
 
 # The event's field for each attribute; `ce_` comes before its name in a header.
-_FIELDS = {
-    "id": "id",
-    "source": "source",
-    "time": "time",
-    "correlationid": "correlation_id",
-    "causationid": "causation_id",
-}
+_FIELDS = (
+    ("id", "id"),
+    ("source", "source"),
+    ("time", "time"),
+    ("correlationid", "correlation_id"),
+    ("causationid", "causation_id"),
+)
+_SPECVERSION = ("ce_specversion", SPECVERSION.encode())
+_CONTENT_TYPE = (CONTENT_TYPE, JSON.encode())
+_ATTRIBUTES = set(ATTRIBUTES)
 _TYPE = re.compile(r"turnout\.([A-Za-z][A-Za-z0-9]*)\.v([1-9][0-9]{0,3})")
 _LONG_INTEGER = re.compile(rb"[0-9]{19}")
 
 
 def encode(event: Event) -> Record:
     """The event as a record in binary mode. Raises `Invalid` if it is larger than `MAX_BYTES`."""
-    key = event.key
+    shape, key = _shape(type(event)), event.key.encode()
+    subject = event.pipeline
+    if shape.versioned and isinstance(version := getattr(event, "version", None), str):
+        subject = f"{subject}/{version}"
     headers = [
-        ("ce_specversion", SPECVERSION),
-        ("ce_id", event.id),
-        ("ce_source", event.source),
-        ("ce_type", event.type()),
-        ("ce_time", event.time.isoformat()),
-        ("ce_subject", _subject(event)),
+        _SPECVERSION,
+        ("ce_id", event.id.encode()),
+        ("ce_source", event.source.encode()),
+        shape.type,
+        ("ce_time", event.time.isoformat().encode()),
+        ("ce_subject", subject.encode()),
         ("ce_partitionkey", key),
-        ("ce_correlationid", event.correlation_id),
+        ("ce_correlationid", event.correlation_id.encode()),
     ]
     if event.causation_id is not None:
-        headers.append(("ce_causationid", event.causation_id))
+        headers.append(("ce_causationid", event.causation_id.encode()))
     if event.traceparent is not None:
-        headers.append(("traceparent", event.traceparent))
-    expiry = getattr(event, "expiry", None)
-    if isinstance(expiry, datetime):
-        headers.append(("ce_expirytime", expiry.isoformat()))
-    headers.append((CONTENT_TYPE, JSON))
-    value = event.model_dump_json(by_alias=True, exclude=set(ATTRIBUTES)).encode()
+        headers.append(("traceparent", event.traceparent.encode()))
+    if shape.expires and isinstance(expiry := getattr(event, "expiry", None), datetime):
+        headers.append(("ce_expirytime", expiry.isoformat().encode()))
+    headers.append(_CONTENT_TYPE)
+    value = event.model_dump_json(by_alias=True, exclude=_ATTRIBUTES).encode()
     if len(value) > MAX_BYTES:
         raise Invalid(
             event.topic(), f"an event of {len(value)} bytes", fix=f"at most {MAX_BYTES}; name the data instead"
         )
-    return Record(event.topic(), key.encode(), value, tuple((name, text.encode()) for name, text in headers))
+    return Record(shape.topic, key, value, tuple(headers))
 
 
 def as_record(message: Event | Record) -> Record:
@@ -117,8 +126,8 @@ def texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for given, value in headers:
-        name = given.lower()
-        if not name.startswith("ce_") and name not in (CONTENT_TYPE, "traceparent"):
+        name = _remembered(given) if len(given) <= SHORT else _own(given)
+        if name is None:
             continue
         try:
             found[name] = value.decode()
@@ -148,9 +157,33 @@ def event_class(topic: str) -> type[Event] | None:
     return REGISTRY.get(topic.removesuffix(DEAD))
 
 
-def _subject(event: Event) -> str:
-    version = getattr(event, "version", None)
-    return f"{event.pipeline}/{version}" if isinstance(version, str) else event.pipeline
+@dataclass(frozen=True)
+class _Shape:
+    """What the records of all events of a class have in common, and which of their fields may be more."""
+
+    topic: str
+    type: tuple[str, bytes]
+    versioned: bool
+    expires: bool
+
+
+@cache
+def _shape(kind: type[Event]) -> _Shape:
+    # Asked of the class: a model takes its time to say that it lacks an attribute.
+    return _Shape(kind.topic(), ("ce_type", kind.type().encode()), _has(kind, "version"), _has(kind, "expiry"))
+
+
+def _has(kind: type[Event], name: str) -> bool:
+    return name in kind.model_fields or hasattr(kind, name)
+
+
+def _own(given: str) -> str | None:
+    """A header's name in small letters; None if it is not for us."""
+    name = given.lower()
+    return name if name.startswith("ce_") or name in (CONTENT_TYPE, "traceparent") else None
+
+
+_remembered = lru_cache(maxsize=1024)(_own)
 
 
 def _structured(value: bytes) -> tuple[dict[str, Any], JsonValue]:
@@ -188,12 +221,12 @@ def _class(topic: str, attributes: Mapping[str, Any]) -> type[Event]:
 
 
 def _attribute_fields(attributes: Mapping[str, Any], received: Received) -> dict[str, Any]:
-    fields = {field: attributes[name] for name, field in _FIELDS.items() if attributes.get(name) is not None}
+    fields = {field: found for name, field in _FIELDS if (found := attributes.get(name)) is not None}
     for name in ("id", "source"):
         if fields.get(name) == "":
             raise Invalid(name, "is empty", fix="send one, or leave the attribute out")
-    topic = received.record.topic
-    fields.setdefault("id", positional_event_id(topic, received.partition, received.offset))
+    if "id" not in fields:
+        fields["id"] = positional_event_id(received.record.topic, received.partition, received.offset)
     fields.setdefault("source", "unknown")
     fields.setdefault("time", received.timestamp)
     fields.setdefault("correlation_id", fields["id"])
