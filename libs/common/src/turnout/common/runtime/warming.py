@@ -20,7 +20,7 @@ from turnout.common.runtime.environment import Environment
 log = structlog.get_logger()
 
 # Seconds after which a service that is still at it is ready nevertheless.
-PATIENCE = 60.0
+PATIENCE = 30.0
 
 
 class Warming:
