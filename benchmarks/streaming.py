@@ -46,8 +46,8 @@ FEATURES = 13
 NAMES = [f"f{index:02d}" for index in range(FEATURES)]
 PARTITIONS = 4
 BATCH = 500
-# Deliveries that ours keeps open at once.
-OPEN = 8
+# Deliveries that ours keeps open at once: as many rows as confluent-kafka's loop, the fewer commits the more of them.
+OPEN = 16
 HEADERS = [("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ("ce_specversion", b"1.0")]
 PEERS = ("quixstreams", "faststream[confluent]", "bytewax", "confluent-kafka", "onnxruntime", "orjson", "numpy")
 SOURCE = "bench-rows"
