@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from watched import AGES, score
 
-from turnout.common.events import Attempt, Column, ScoreProduced
-from turnout.common.summary import Quantiles, Summary, merge, shape_of, summarise
+from turnout.common.events import Attempt, Column, ColumnProfile, Histogram, ScoreProduced
+from turnout.common.summary import Gathering, Quantiles, Summary, merge, shape_of, summarise
 
 SHAPE = shape_of([Column(name="age", kind="number")], [AGES])
 SHAPES = {"1": SHAPE, "2": SHAPE}
@@ -48,6 +49,38 @@ def merged(*parts: dict[str, Summary]) -> dict[str, Summary]:
     for part in parts:
         merge(whole, part)
     return whole
+
+
+COLOURS = ColumnProfile(
+    name="in:colour", kind="category", rows=5, missing=0, distinct=2,
+    histogram=Histogram(edges=(), counts=(2, 3), categories=("red", "true")),
+)  # fmt: skip
+MIXED = shape_of([Column(name="age", kind="number"), Column(name="colour", kind="category")], [AGES, COLOURS])
+ANY = st.none() | st.booleans() | st.integers(-9, 2**70) | st.floats() | st.text(max_size=3) | st.just("red")
+
+
+@given(st.lists(st.tuples(ANY, ANY, VERSIONS, st.sampled_from(["champion", "baseline"]), ATTEMPTS), max_size=12))
+def test_many_at_once_are_counted_as_one_by_one(rows: list[tuple[Any, Any, str, Any, Attempt]]) -> None:
+    scores = [
+        score(
+            str(number), version=version, served_by=role, values={"age": age, "colour": colour},
+            attempts=(attempt,) if number % 2 else (Attempt(version=version, outcome="ok", milliseconds=1.5),),
+            seconds=number,
+        )
+        for number, (age, colour, version, role, attempt) in enumerate(rows)
+    ]  # fmt: skip
+    alone, together = Gathering(), Gathering()
+    for one in scores:
+        alone.add(one, MIXED)
+    together.add_all(scores, lambda _: MIXED)
+
+    def told(gathering: Gathering) -> dict[str, tuple[Any, ...]]:
+        return {
+            part.version: (part.since, part.until, part.summary.to_json(), sorted(part.tries, key=lambda t: t.at))
+            for part in gathering.parts
+        }
+
+    assert told(together) == told(alone)
 
 
 @given(st.lists(SCORES, max_size=12), st.data())

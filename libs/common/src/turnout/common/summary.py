@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 from ddsketch.ddsketch import BaseDDSketch
 from ddsketch.mapping import LogarithmicMapping
 from ddsketch.store import CollapsingLowestDenseStore
@@ -42,6 +43,9 @@ OTHER = "(other)"
 VERSIONLESS = ("cache", "baseline")
 # The newest attempts that a summary tells one by one: more than a verdict looks at.
 TRIES = 200
+
+# What numpy turns into a number as `Bins` does.
+_NUMERIC = frozenset((float, int, bool, type(None)))
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -252,6 +256,30 @@ class Counts:
             case _:
                 self.counts[at] += 1
 
+    def add_all(self, cells: Sequence[Cell], bins: Bins) -> None:
+        """Count many cells at once; the same as one by one."""
+        if bins.kind == "number" and bins.edges and _NUMERIC.issuperset(map(type, cells)):
+            try:
+                numbers = np.array(cells, dtype=np.float64)
+            except OverflowError:
+                numbers = None
+            if numbers is not None and not np.isinf(numbers).any():
+                there = numbers[~np.isnan(numbers)]
+                self.missing += len(numbers) - len(there)
+                at = np.clip(np.searchsorted(bins.edges, there, side="right"), 1, len(bins.edges) - 1) - 1
+                counted = np.bincount(at, minlength=len(self.counts)).tolist()
+                self.counts = [a + b for a, b in zip(self.counts, counted, strict=True)]
+                return
+        # With their type: to a counter 1 and True are the same, to a category they are not.
+        for (_, value), times in Counter((type(value), value) for value in cells).items():
+            at = bins.of(value)
+            if at is None:
+                self.missing += times
+            elif at == -1:
+                self.other += times
+            else:
+                self.counts[at] += times
+
     def merge(self, other: Counts) -> None:
         """Add the other's counts. Bins must be the same: they belong to the version."""
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
@@ -298,6 +326,23 @@ class Summary:
             self._count_class(score.value, 1)
         else:
             self.numbers.add(float(score.value))
+
+    def answered_alike(self, scores: Sequence[Answered], shape: Shape) -> None:
+        """This version gave all these answers, in one role, asked first and alone; the same as one by one."""
+        self.served[scores[0].served_by] += len(scores)
+        self.attempts["ok"] += len(scores)
+        for name, bins in shape.items():
+            counts = self.features.setdefault(name, Counts.on(bins))
+            counts.add_all([score.values.get(name) for score in scores], bins)
+        for score in scores:
+            milliseconds = score.attempts[0].milliseconds
+            if milliseconds is not None:
+                self.latency.add(milliseconds)
+                self.microseconds += round(milliseconds * 1000)
+            if isinstance(score.value, str):
+                self._count_class(score.value, 1)
+            else:
+                self.numbers.add(float(score.value))
 
     def tried(self, attempt: Asked) -> None:
         """This version was asked."""
@@ -376,6 +421,16 @@ def summarise(scores: Iterable[Answered], shapes: Mapping[str, Shape]) -> dict[s
     return dict(summaries)
 
 
+class Try(NamedTuple):
+    """A `Tried` in the making: there is one for each score, and only the newest are told."""
+
+    outcome: Literal["ok", "late", "error", "off"]
+    at: int
+    milliseconds: float | None
+    until: int | None = None
+    times: int = 1
+
+
 @dataclass(slots=True)
 class Gathered:
     """A summary of one version of one pipeline while scores are added to it."""
@@ -385,7 +440,7 @@ class Gathered:
     since: datetime
     until: datetime
     summary: Summary = field(default_factory=Summary)
-    tries: deque[Tried] = field(default_factory=lambda: deque[Tried](maxlen=TRIES))
+    tries: deque[Try] = field(default_factory=lambda: deque[Try](maxlen=TRIES))
 
     def event(self, source: str, outbox: str, sequence: int) -> ScoresSummarised:
         """It as an event; its id comes from who counted and the number."""
@@ -399,7 +454,7 @@ class Gathered:
             sequence=sequence,
             since=self.since,
             summary=Summed.model_validate(self.summary.to_json()),
-            tries=tuple(self.tries),
+            tries=tuple(Tried(**one._asdict()) for one in self.tries),
         )
 
     def tried(self, outcome: Literal["ok", "late", "error", "off"], at: datetime, milliseconds: float | None) -> None:
@@ -408,12 +463,9 @@ class Gathered:
         last = self.tries[-1] if self.tries else None
         if outcome == "off" and last is not None and last.outcome == "off":
             since, until = min(last.at, happened), max(last.until or last.at, happened)
-            self.tries[-1] = Tried(outcome="off", at=since, until=until, times=last.times + 1)
+            self.tries[-1] = Try("off", since, None, until, last.times + 1)
         else:
-            # Checked on its way here; one for each score is where a second check would cost most.
-            self.tries.append(
-                Tried.model_construct(outcome=outcome, at=happened, until=None, times=1, milliseconds=milliseconds)
-            )
+            self.tries.append(Try(outcome, happened, milliseconds))
 
 
 class Gathering:
@@ -439,6 +491,26 @@ class Gathering:
             if attempt.outcome != "loading":
                 part.tried(attempt.outcome, score.time, attempt.milliseconds)
 
+    def add_all(self, scores: Iterable[Answered], shape_of: Callable[[Answered], Shape]) -> None:
+        """Count many scores in; the same as one by one, for less where they are alike."""
+        alike: defaultdict[tuple[str, str, str], list[Answered]] = defaultdict(list)
+        for score in scores:
+            attempts = score.attempts
+            if len(attempts) == 1 and attempts[0].outcome == "ok" and attempts[0].version == score.version:
+                alike[score.pipeline, score.version, score.served_by].append(score)
+            else:
+                self.add(score, shape_of(score))
+        for (_, version, role), some in alike.items():
+            if role in VERSIONLESS:
+                for score in some:
+                    self.add(score, shape_of(score))
+                continue
+            for score in (min(some, key=_time), max(some, key=_time)):
+                part = self._of(score, version)
+            part.summary.answered_alike(some, shape_of(some[0]))
+            for score in some[-TRIES:]:
+                part.tried("ok", score.time, score.attempts[0].milliseconds)
+
     def _of(self, score: Answered, version: str) -> Gathered:
         part = self._parts.get((score.pipeline, version))
         if part is None:
@@ -448,6 +520,10 @@ class Gathering:
         elif score.time < part.since:
             part.since = score.time
         return part
+
+
+def _time(score: Answered) -> datetime:
+    return score.time
 
 
 def micros(moment: datetime) -> int:
