@@ -78,7 +78,7 @@ async def test_a_relay_that_died_before_it_took_note_publishes_the_same_again(
 ) -> None:
     score = builders.score_produced("s-1")
     await outbox.add([score])
-    records, _ = await outbox.take(10)
+    records = (await outbox.take(10)).records
     await environment.bus.publish(*records)
     await Relay(outbox, environment.bus).once()
     assert [event.id for event in await published(environment.bus, ScoreProduced)] == [score.id, score.id]
@@ -88,7 +88,7 @@ async def test_it_survives_its_process(tmp_path: Path) -> None:
     first = SqliteOutbox(tmp_path / "outbox.sqlite")
     await first.add([builders.score_produced("s-1")])
     second = SqliteOutbox(tmp_path / "outbox.sqlite")
-    records, _ = await second.take(10)
+    records = (await second.take(10)).records
     assert len(records) == 1
     await first.close()
     await second.close()
@@ -103,7 +103,7 @@ async def test_events_are_found_by_their_id_for_a_while(outbox: SqliteOutbox, mo
     assert (await outbox.find("r-1")) is not None
     assert await outbox.find("nobody") is None
     await outbox.add([builders.score_produced(f"t-{number}") for number in range(5)])
-    _, position = await outbox.take(10)
+    position = (await outbox.take(10)).end
     await outbox.relayed(position)
     assert await outbox.find("s-1") is not None, "it was not yet counted"
     await outbox.summarise([], position)
@@ -120,11 +120,11 @@ async def test_an_entity_is_forgotten(outbox: SqliteOutbox) -> None:
 
 async def test_positions_go_on_after_everything_was_removed(outbox: SqliteOutbox) -> None:
     await outbox.add([builders.score_produced("s-1")])
-    _, position = await outbox.take(10)
+    position = (await outbox.take(10)).end
     await outbox.relayed(position)
     await outbox.erase("p")
     await outbox.add([builders.score_produced("s-2")])
-    records, after = await outbox.take(10)
+    records, _, after, _ = await outbox.take(10)
     assert len(records) == 1
     assert after > position
 

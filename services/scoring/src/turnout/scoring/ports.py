@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -144,6 +144,18 @@ class ModelCache(Protocol):
         ...
 
 
+class Taken(NamedTuple):
+    """Records to be relayed, and the positions before the first and of the last of them (0: nothing waits).
+
+    `whole`: every score between these positions is among the records, and there is no other one of its id.
+    """
+
+    records: Sequence[Record]
+    start: int
+    end: int
+    whole: bool
+
+
 class Outbox(Protocol):
     """A durable local log of events on their way to the bus. Each is found by its id for a while after."""
 
@@ -164,8 +176,8 @@ class Outbox(Protocol):
         """The event appended lately whose id (a score: whose score id) is `ident`."""
         ...
 
-    async def take(self, most: int) -> tuple[Sequence[Record], int]:
-        """The oldest records not yet relayed, and the position after them (0: nothing waits)."""
+    async def take(self, most: int) -> Taken:
+        """The oldest records not yet relayed."""
         ...
 
     async def relayed(self, position: int) -> None:

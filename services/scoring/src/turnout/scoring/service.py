@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from turnout.common.events import BatchScoringRequested, EntityForgotten, ScoreProduced, ScoreRequested
+from turnout.common.events import BatchScoringRequested, EntityForgotten, ScoreRequested
 from turnout.common.runtime.environment import Environment
 from turnout.common.runtime.service import Reaction, Service
 from turnout.common.telemetry import release
@@ -49,10 +49,10 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
         name=f"{NAME}-{given.worker}",
         spare=given.spare,
     )
-    relay = Relay(outbox, environment.bus, fleet.ready)
+    feed = Feed(environment.pipelines)
+    relay = Relay(outbox, environment.bus, fleet.ready, feed)
     answering = Answering(fleet, outbox, now=environment.now, reserve=given.reserve_ms / 1000)
     asking = Asking(fleet, lambda: environment.online, seconds=given.features_ms / 1000)
-    feed = Feed(environment.pipelines)
     batches = Batches(
         fleet=fleet,
         lake=lambda: environment.lake,
@@ -93,10 +93,17 @@ def build(environment: Environment, settings: ScoringSettings | None = None) -> 
             Reaction(
                 "requests",
                 [ScoreRequested],
-                Requests(fleet, answering, asking, pipelines=environment.pipelines, outbox=outbox, now=environment.now),
+                Requests(
+                    fleet,
+                    answering,
+                    asking,
+                    pipelines=environment.pipelines,
+                    outbox=outbox,
+                    feed=feed,
+                    now=environment.now,
+                ),
             ),
             Reaction("batches", [BatchScoringRequested], batches, long=True),
-            Reaction("feed", [ScoreProduced], feed, read=feed.read),
             Reaction("forget", [EntityForgotten], Forgetting(outbox, environment.bus, environment.pipelines)),
         ],
         app=app,

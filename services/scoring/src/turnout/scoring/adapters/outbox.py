@@ -30,7 +30,7 @@ from turnout.common.errors import TurnoutError, Unavailable
 from turnout.common.events import Event, ScoreProduced
 from turnout.common.summary import Gathered
 from turnout.common.wal import Synchronous, open_wal
-from turnout.scoring.ports import Kept
+from turnout.scoring.ports import Kept, Taken
 
 # Relayed events stay this long to be found by their id, and at most this many.
 KEPT = 50_000
@@ -109,7 +109,7 @@ class SqliteOutbox:
         row = await self._ask(call=lambda db: _find(db, ident))
         return None if row is None else _event(row)
 
-    async def take(self, most: int) -> tuple[Sequence[Record], int]:
+    async def take(self, most: int) -> Taken:
         """See `Outbox.take`."""
         self._arrived.clear()
         return await self._ask(call=lambda db: _take(db, most))
@@ -339,13 +339,15 @@ def _find(db: sqlite3.Connection, ident: str) -> tuple[Any, ...] | None:
     ).fetchone()
 
 
-def _take(db: sqlite3.Connection, most: int) -> tuple[list[Record], int]:
+def _take(db: sqlite3.Connection, most: int) -> Taken:
+    (start,) = db.execute("select position from relayed").fetchone()
     rows = db.execute(
-        "select position, topic, key, headers, value from outbox"
-        " where position > (select position from relayed) order by position limit ?",
-        (most,),
+        "select position, topic, key, headers, value from outbox where position > ? order by position limit ?",
+        (start, most),
     ).fetchall()
-    return [_record(row[1:]) for row in rows if row[1] != COUNTED], rows[-1][0] if rows else 0
+    records = [_record(row[1:]) for row in rows if row[1] != COUNTED]
+    # Only what an event asked for may have been answered before, by this process or another.
+    return Taken(records, start, rows[-1][0] if rows else 0, len(records) == len(rows))
 
 
 def _relayed(db: sqlite3.Connection, position: int) -> None:

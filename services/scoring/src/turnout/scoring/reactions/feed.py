@@ -1,51 +1,49 @@
-"""`ScoreProduced` → the features of every scored row on the topic that the pipeline's file names.
+"""The features of scored rows, for the topic that their pipeline's file names.
 
-Behind the answer, not in its way: what is fed was relayed to the bus first, so no score that counts is left out.
+They go to the bus with the score, behind the answer and not in its way, under an id that comes from the score's: a
+score that is sent again feeds the same event again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from turnout.common.bus.cloudevents import encode
 from turnout.common.bus.port import Received, Record
-from turnout.common.errors import Unknown
 from turnout.common.events import Event, ObservationReceived, ScoreProduced
 from turnout.common.runtime.views import Pipelines
 
 SOURCE = "/scoring"
+_SCORES = ScoreProduced.topic()
 
 
 class Feed:
-    """Observations for somebody else's topic: CloudEvents with an id from the score's, so a repetition is the same."""
+    """What scores feed, as the pipelines' files say now."""
 
     def __init__(self, pipelines: Pipelines) -> None:
         self._pipelines = pipelines
 
-    def read(self, received: Received) -> Event | None:
-        """The score; None, without a look at its value, where its header names a pipeline that feeds no topic.
+    @property
+    def ready(self) -> bool:
+        """Whether the files are known."""
+        return self._pipelines.ready
 
-        Raises `Invalid`.
-        """
-        subject = next((value for name, value in received.record.headers if name == "ce_subject"), None)
-        if subject is not None and self._pipelines.ready:
-            file = self._pipelines.now(subject.decode(errors="replace").partition("/")[0])
-            if file is None or file.scoring.feed is None:
-                return None
-        return received.event()
+    def of(self, records: Sequence[Record]) -> list[Record]:
+        """What the scores among `records`, on their way to the bus, feed."""
+        feeding = {name.encode() for name in self._pipelines.names() if self._topic(name) is not None}
+        if not feeding:
+            return []
+        events = [_event(record) for record in records if record.topic == _SCORES and _pipeline(record) in feeding]
+        return self.fed_by([event for event in events if isinstance(event, ScoreProduced)])
 
-    async def __call__(self, events: Sequence[Event]) -> list[Record]:
-        """A record for each score whose pipeline feeds a topic."""
-        records: list[Record] = []
-        for event in events:
-            assert isinstance(event, ScoreProduced)
-            try:
-                topic = (await self._pipelines.file(event.pipeline)).scoring.feed
-            except Unknown:  # it ended meanwhile
-                continue
-            if topic is not None:
-                records.append(fed(event, topic))
-        return records
+    def fed_by(self, scores: Sequence[ScoreProduced]) -> list[Record]:
+        """What scores feed."""
+        return [fed(score, topic) for score in scores if (topic := self._topic(score.pipeline)) is not None]
+
+    def _topic(self, pipeline: str) -> str | None:
+        file = self._pipelines.now(pipeline)
+        return None if file is None else file.scoring.feed
 
 
 def fed(score: ScoreProduced, topic: str) -> Record:
@@ -61,3 +59,12 @@ def fed(score: ScoreProduced, topic: str) -> Record:
     )
     record = encode(observation)
     return Record(topic, record.key, record.value, record.headers)
+
+
+def _pipeline(record: Record) -> bytes:
+    subject = next((value for name, value in record.headers if name == "ce_subject"), b"")
+    return subject.rpartition(b"/")[0]
+
+
+def _event(record: Record) -> Event:
+    return Received(record, partition=0, offset=0, timestamp=datetime.fromtimestamp(0, UTC)).event()

@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import orjson
 import structlog
@@ -21,11 +20,12 @@ import structlog
 from turnout.common import telemetry
 from turnout.common.bus.port import Bus, Record
 from turnout.common.errors import Unavailable, Unknown
-from turnout.common.events import ModelReady
+from turnout.common.events import ModelReady, ScoreProduced
 from turnout.common.runtime.crash import crash_point
-from turnout.common.summary import Asked, Gathering, Shape, shape_of
+from turnout.common.summary import Answered, Asked, Gathering, Shape, shape_of
 from turnout.common.values import Cell
 from turnout.scoring.ports import Outbox
+from turnout.scoring.reactions.feed import Feed
 
 log = structlog.get_logger()
 
@@ -40,27 +40,39 @@ LONGEST_PAUSE = 5.0
 SUMMARY_SECONDS = 1.0
 # Scores counted in one go on another thread: a millisecond or two, so that the event loop never waits long for the
 # interpreter's lock.
-COUNTED = 50
+COUNTED = 200
+SCORES = ScoreProduced.topic()
 
 
 class Relay:
     """See the module. `trouble` says why the bus takes nothing now, or is None.
 
-    `ready` knows a version, or raises `Unknown`: its profile says how raw columns are counted.
+    `ready` knows a version, or raises `Unknown`: its profile says how raw columns are counted. `feed` knows what scores
+    feed.
     """
 
-    def __init__(self, outbox: Outbox, bus: Bus, ready: Callable[[str, str], ModelReady] | None = None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        bus: Bus,
+        ready: Callable[[str, str], ModelReady] | None = None,
+        feed: Feed | None = None,
+    ) -> None:
         self._outbox = outbox
         self._bus = bus
         self._ready = ready
+        self._feed = feed
         self._shapes: dict[tuple[str, str], tuple[str, Shape]] = {}
         self._gathering = Gathering()
         self._counted: int | None = None
+        self._relayed: int | None = None
         self._due = 0.0
         self.trouble: str | None = None
 
     async def run(self) -> None:
         """For ever."""
+        while self._feed is not None and not self._feed.ready:  # noqa: ASYNC110 (no event tells)
+            await asyncio.sleep(GATHER_SECONDS)
         pause = 0.1
         while True:
             try:
@@ -84,33 +96,36 @@ class Relay:
 
     async def once(self) -> int:
         """Relay what is there, `BATCH` at most; how many. Raises `Unavailable`."""
-        records, position = await self._outbox.take(BATCH)
-        if not position:
+        taken = await self._outbox.take(BATCH)
+        if not taken.end:
             telemetry.OUTBOX_WAITING.set(0)
             if self._outbox.trouble is not None:
                 await self._outbox.relayed(0)  # a write that changes nothing: is there space again?
             return 0
         crash_point("scoring-relay-taken")
-        if records:
-            await self._bus.publish(*records)
+        if taken.records:
+            await self._bus.publish(*taken.records, *(self._feed.of(taken.records) if self._feed is not None else ()))
         crash_point("scoring-relay-published")
-        await self._outbox.relayed(position)
+        await self._outbox.relayed(taken.end)
+        self._relayed = taken.end
+        if taken.whole and taken.start == self._counted:
+            await self._count_all([record for record in taken.records if record.topic == SCORES])
+            self._counted = taken.end
         telemetry.OUTBOX_WAITING.set(await self._outbox.waiting())
-        return max(1, len(records))
+        return max(1, len(taken.records))
 
     async def summarise(self, *, now: bool = False) -> bool:
-        """Count what was relayed, `BATCH` at most, and tell it when it is time (or `now`); whether there was anything.
-
-        Raises `Unavailable`.
-        """
-        records, position = await self._outbox.scores(self._counted, BATCH)
-        for start in range(0, len(records), COUNTED):
-            await asyncio.to_thread(self._count, records[start : start + COUNTED])
-        busy, self._counted = bool(records) or position > (self._counted or position), position
+        """Count what was relayed and is not counted, `BATCH` at most, and tell it when it is time (or `now`); whether
+        there was anything. Raises `Unavailable`."""
+        busy = False
+        if self._counted is None or self._counted != self._relayed:
+            records, position = await self._outbox.scores(self._counted, BATCH)
+            await self._count_all(records)
+            busy, self._counted = bool(records) or position > (self._counted or position), position
         clock = asyncio.get_running_loop().time
         if self._gathering and (now or clock() >= self._due):
             crash_point("scoring-summary-counted")
-            await self._outbox.summarise(self._gathering.parts, position)
+            await self._outbox.summarise(self._gathering.parts, self._counted)
             crash_point("scoring-summary-told")
             self._gathering, self._due = Gathering(), clock() + SUMMARY_SECONDS
             return True
@@ -118,15 +133,20 @@ class Relay:
 
     async def drain(self) -> None:
         """Relay all that is there, at the end of the process; what the bus does not take stays for the next start."""
+        if self._feed is not None and not self._feed.ready:
+            return
         with suppress(Unavailable):
             while await self.once() or await self.summarise(now=True):
                 pass
 
-    def _count(self, records: Sequence[Record]) -> None:
-        for score in map(_score, records):
-            self._gathering.add(score, self._shape(score))
+    async def _count_all(self, records: Sequence[Record]) -> None:
+        for start in range(0, len(records), COUNTED):
+            await asyncio.to_thread(self._count, records[start : start + COUNTED])
 
-    def _shape(self, score: _Answer) -> Shape:
+    def _count(self, records: Sequence[Record]) -> None:
+        self._gathering.add_all(map(_score, records), self._shape)
+
+    def _shape(self, score: Answered) -> Shape:
         try:
             ready = self._ready(score.pipeline, score.version) if self._ready is not None else None
         except Unknown:
@@ -139,8 +159,7 @@ class Relay:
         return known[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(NamedTuple):
     """What is counted of an attempt."""
 
     version: str
@@ -148,8 +167,7 @@ class Attempted:
     milliseconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(NamedTuple):
     """What is counted of a score; the rest is not even looked at."""
 
     pipeline: str
@@ -167,7 +185,7 @@ def _score(record: Record) -> _Answer:
     fields = orjson.loads(record.value or b"{}")
     return _Answer(
         fields["pipeline"],
-        datetime.fromisoformat(dict(record.headers)["ce_time"].decode()),
+        datetime.fromisoformat(next(value for name, value in record.headers if name == "ce_time").decode()),
         fields["version"],
         fields["served_by"],
         [Attempted(a["version"], a["outcome"], a["milliseconds"]) for a in fields["attempts"]],

@@ -7,13 +7,15 @@ from itertools import groupby
 
 import structlog
 
+from turnout.common.bus.port import Record
 from turnout.common.errors import Unavailable
-from turnout.common.events import Event, ScoreRequested
-from turnout.common.runtime.service import Clock
+from turnout.common.events import Event, ScoreProduced, ScoreRequested
+from turnout.common.runtime.service import Clock, Refused
 from turnout.common.runtime.views import Pipelines
 from turnout.scoring.ports import Outbox
 from turnout.scoring.reactions.answering import Answering, LateError, Request
 from turnout.scoring.reactions.asking import Asking
+from turnout.scoring.reactions.feed import Feed
 from turnout.scoring.reactions.fleet import Fleet
 from turnout.scoring.reactions.lane import INLINE_ROWS
 
@@ -34,30 +36,37 @@ class Requests:
         *,
         pipelines: Pipelines,
         outbox: Outbox,
+        feed: Feed,
         now: Clock,
     ) -> None:
         self._fleet = fleet
         self._outbox = outbox
+        self._feed = feed
         self._pipelines = pipelines
         self._answering = answering
         self._asking = asking
         self._now = now
 
-    async def __call__(self, events: Sequence[Event]) -> list[Event]:
-        """The scores, in the order of the requests. Raises `Invalid` and `Unavailable` as scoring does."""
+    async def __call__(self, events: Sequence[Event]) -> list[Event | Record | Refused]:
+        """The scores, in the order of the requests, and what they feed.
+
+        Raises `Invalid` and `Unavailable` as scoring does.
+        """
+        if not self._feed.ready:
+            raise Unavailable("the pipelines' files", "they are being read")
         now = self._now()
         requests = [e for e in events if isinstance(e, ScoreRequested) and (e.expiry is None or e.expiry > now)]
         dropped = len(events) - len(requests)
         if dropped:
             log.info("requests past their expiry dropped", count=dropped)
-        produced: list[Event] = []
+        produced: list[ScoreProduced] = []
         for _, group in groupby(requests, key=lambda e: (e.pipeline, e.version)):
             same = list(group)
             for at in range(0, len(same), INLINE_ROWS):
                 produced += await self._score(same[at : at + INLINE_ROWS])
-        return produced
+        return [*produced, *self._feed.fed_by(produced)]
 
-    async def _score(self, events: Sequence[ScoreRequested]) -> Sequence[Event]:
+    async def _score(self, events: Sequence[ScoreRequested]) -> Sequence[ScoreProduced]:
         first = events[0]
         if first.pipeline not in self._fleet.pipelines():
             await self._pipelines.declared(first.pipeline)  # or it is `Unknown`
