@@ -627,7 +627,7 @@ def main() -> int:
     parser.add_argument("--stay", action="store_true")
     parser.add_argument("--bus", choices=("embedded", "kafka"), default="embedded")
     given = parser.parse_args()
-    # What this process does itself (it makes topics that it reads before a service did) is told amid the services' log.
+    # As the services', but warnings alone: that this process makes topics is no news to who watches.
     logs.configure("warning")
     try:
         asyncio.run(demo(given.home, given.port, kafka=given.bus == "kafka", stay=given.stay))
