@@ -33,7 +33,7 @@ BATCH = 1000
 # Requests that come one after the other share a publication; nobody waits for it. While they keep coming they are
 # gathered for longer: each round costs the same few milliseconds, whatever it carries.
 GATHER_SECONDS = 0.01
-BUSY_GATHER_SECONDS = 0.05
+BUSY_GATHER_SECONDS = 0.1
 LOOK_SECONDS = 1.0
 LONGEST_PAUSE = 5.0
 # A quiet version's first score is told at once, a busy one's scores together.
