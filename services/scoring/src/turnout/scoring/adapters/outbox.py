@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -43,6 +44,9 @@ _PATIENCE = 5.0
 # So many rows committed on the event loop, and the log is begun anew (about 50 MB): while it is written to all the time
 # SQLite never comes to it by itself.
 _LOG_ROWS = 20_000
+_LOG_PAGES = 16_384
+# Rows kept in memory until they are relayed, about 1 kB each.
+_FRESH = 20_000
 
 _SCHEMA = """
 create table if not exists outbox (
@@ -77,6 +81,8 @@ class SqliteOutbox:
         # The event loop's own connection; made by the thread, with `NORMAL` only.
         self._here: sqlite3.Connection | None = None
         self._logged = 0
+        # What it committed last, with positions: the relay need not read it from the file.
+        self._fresh: deque[tuple[int, Kept]] = deque(maxlen=_FRESH)
 
     @property
     def trouble(self) -> str | None:
@@ -91,8 +97,10 @@ class SqliteOutbox:
     def append(self, kept: Sequence[Kept], done: Callable[[Unavailable | None], None]) -> None:
         """See `Outbox.append`."""
         here = self._here
-        if here is not None and _commit_now(here, kept):
+        last = _commit_now(here, kept) if here is not None else None
+        if last is not None:
             self._logged += len(kept)
+            self._fresh.extend(zip(range(last - len(kept) + 1, last + 1), kept, strict=True))
             done(None)
         else:
             self._put(_Task(_Waiter(asyncio.get_running_loop(), lambda _, error: done(error)), rows=kept))
@@ -112,7 +120,7 @@ class SqliteOutbox:
     async def take(self, most: int) -> Taken:
         """See `Outbox.take`."""
         self._arrived.clear()
-        return await self._ask(call=lambda db: _take(db, most))
+        return await self._ask(call=lambda db: self._take(db, most))
 
     async def relayed(self, position: int) -> None:
         """See `Outbox.relayed`."""
@@ -234,9 +242,25 @@ class SqliteOutbox:
         self._trouble = str(error) or type(error).__name__
         return [(task.waiter, None, Unavailable("the outbox", self._trouble)) for task in tasks]
 
+    def _take(self, db: sqlite3.Connection, most: int) -> Taken:
+        (start,) = db.execute("select position from relayed").fetchone()
+        fresh, rows = self._fresh, list[Kept]()
+        while fresh and fresh[0][0] <= start:
+            fresh.popleft()
+        while fresh and len(rows) < most:
+            position, row = fresh.popleft()  # the event loop may have let go of the first meanwhile: look at this one
+            if position != start + len(rows) + 1:
+                break
+            rows.append(row)
+        if rows:
+            return Taken([_record(row[3:]) for row in rows], start, start + len(rows), whole=True)
+        return _take(db, start, most)
+
     def _open(self) -> sqlite3.Connection:
         db = _open(self._path, self._synchronous)
         if self._synchronous == "NORMAL" and self._here is None:
+            # To move the log into the file holds up whoever writes to it: seldom, then, and much at once.
+            db.execute(f"pragma wal_autocheckpoint = {_LOG_PAGES}")
             here = open_wal(self._path, synchronous=self._synchronous)
             here.executescript("pragma busy_timeout = 0; pragma wal_autocheckpoint = 0;")
             self._here = here
@@ -289,22 +313,34 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
         future.set_exception(error)
 
 
-def _commit_now(db: sqlite3.Connection, rows: Sequence[Kept]) -> bool:
-    """Whether the rows were committed at once; if not, nothing was."""
+def _commit_now(db: sqlite3.Connection, rows: Sequence[Kept]) -> int | None:
+    """Commit the rows at once; the position of the last one, the others stand right before it. None: nothing was."""
+    last: int | None = None
     try:
         db.execute("begin immediate")
     except sqlite3.Error:
-        return False
+        return None
     try:
-        db.executemany(_INSERT, rows)
+        # One statement for all rows: each statement lets go of the interpreter's lock, and whoever takes it keeps it
+        # for a while.
+        for at in range(0, len(rows), _ROWS):
+            some = rows[at : at + _ROWS]
+            last = db.execute(_insert(len(some)), [cell for row in some for cell in row]).lastrowid
         db.execute("commit")
     except sqlite3.Error:
         db.rollback()
-        return False
-    return True
+        return None
+    return last
 
 
 _INSERT = "insert into outbox (ident, pipeline, entity, topic, key, headers, value) values (?, ?, ?, ?, ?, ?, ?)"
+# Rows of one statement, at most.
+_ROWS = 64
+
+
+@cache
+def _insert(rows: int) -> str:
+    return _INSERT + ", (?, ?, ?, ?, ?, ?, ?)" * (rows - 1)
 
 
 def _open(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
@@ -339,8 +375,7 @@ def _find(db: sqlite3.Connection, ident: str) -> tuple[Any, ...] | None:
     ).fetchone()
 
 
-def _take(db: sqlite3.Connection, most: int) -> Taken:
-    (start,) = db.execute("select position from relayed").fetchone()
+def _take(db: sqlite3.Connection, start: int, most: int) -> Taken:
     rows = db.execute(
         "select position, topic, key, headers, value from outbox where position > ? order by position limit ?",
         (start, most),
