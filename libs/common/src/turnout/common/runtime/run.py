@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ PASSING_SECONDS = 0.5
 GRACE_SECONDS = 5.0
 # By then the process is gone whatever a thread in it still waits for: a call to a server cannot be cancelled.
 LAST_SECONDS = 9.0
+# How long a thread keeps the interpreter's lock while the event loop waits for it: five milliseconds, as Python has it,
+# are most of what an answer may take.
+SWITCH_SECONDS = 0.001
 MAINTENANCE_SECONDS = 3600.0
 # Not in the busy first moments, but also where a process lives only minutes.
 FIRST_MAINTENANCE_SECONDS = 60.0
@@ -151,6 +155,7 @@ async def serve(
     """
     stop = stop or asyncio.Event()
     allow_connections()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with _listening(host, port) as listener, _signals(stop):
         running = start(environment, services, patience=patience)
         guard = Watchdog(running.progress)
