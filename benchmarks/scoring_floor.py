@@ -103,6 +103,7 @@ def floor(port: int, model: Path) -> None:
 
 def ours(port: int, model: Path, durability: str) -> None:
     """Turnout's scoring service alone, with one version routed."""
+    from turnout.common.cli.running import spare_garbage
     from turnout.common.events import (
         Column,
         ModelReady,
@@ -141,6 +142,7 @@ def ours(port: int, model: Path, durability: str) -> None:
             RoutingChanged.first(**common, table=RoutingTable(version=1, champion="1"), why="bench"),
         )  # fmt: skip
         service = build(environment, ScoringSettings(durability=durability))  # type: ignore[arg-type]
+        spare_garbage()
         await serve(environment, [service], port=port)
         await environment.close()
 

@@ -416,9 +416,13 @@ async def latency(servers: str, target: str, seconds: float) -> list[float]:
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
     producer = AIOKafkaProducer(bootstrap_servers=servers)
-    consumer = AIOKafkaConsumer(target, bootstrap_servers=servers, auto_offset_reset="earliest")
+    consumer = AIOKafkaConsumer(target, bootstrap_servers=servers)
     await producer.start()
     await consumer.start()
+    # What the topic holds from before would be read first, and make the reader late, not the engine.
+    await consumer.seek_to_end()
+    for partition in consumer.assignment():
+        await consumer.position(partition)
     due: dict[str, float] = {}
     took: list[float] = []
     total = int(RATE * seconds)
