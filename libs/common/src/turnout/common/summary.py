@@ -78,6 +78,28 @@ class Quantiles:
         self._sketch.add(value)
         self._stretch(value, value)
 
+    def add_all(self, values: Iterable[float]) -> None:
+        """Take many in; the same as one by one, for less where they share a bin."""
+        key, smallest = _MAPPING.key, _MAPPING.min_possible
+        shared: dict[int, list[float]] = {}
+        for value in values:
+            if value <= smallest:
+                self.add(value)
+                continue
+            bin_ = key(value)
+            found = shared.get(bin_)
+            if found is None:
+                shared[bin_] = [value, value, 1]
+                continue
+            found[2] += 1
+            if value < found[0]:
+                found[0] = value
+            elif value > found[1]:
+                found[1] = value
+        for least, greatest, count in shared.values():
+            self._sketch.add(least, count)
+            self._stretch(least, greatest)
+
     def quantile(self, share: float) -> float | None:
         """The value below which `share` (0 to 1) of the values lie; None when there are none."""
         found = self._sketch.get_quantile_value(share)
@@ -334,11 +356,10 @@ class Summary:
         for name, bins in shape.items():
             counts = self.features.setdefault(name, Counts.on(bins))
             counts.add_all([score.values.get(name) for score in scores], bins)
+        times = [ms for score in scores if (ms := score.attempts[0].milliseconds) is not None]
+        self.latency.add_all(times)
+        self.microseconds += sum(round(milliseconds * 1000) for milliseconds in times)
         for score in scores:
-            milliseconds = score.attempts[0].milliseconds
-            if milliseconds is not None:
-                self.latency.add(milliseconds)
-                self.microseconds += round(milliseconds * 1000)
             if isinstance(score.value, str):
                 self._count_class(score.value, 1)
             else:
@@ -542,6 +563,9 @@ def merge(into: dict[str, Summary], more: Mapping[str, Summary]) -> None:
         into.setdefault(version, Summary()).merge(summary)
 
 
+_MAPPING = LogarithmicMapping(RELATIVE_ACCURACY)
+
+
 def _store(bins: Mapping[int, int]) -> Any:
     store = CollapsingLowestDenseStore(BIN_LIMIT)
     for key, count in bins.items():
@@ -551,7 +575,7 @@ def _store(bins: Mapping[int, int]) -> Any:
 
 def _sketch(positive: Any, negative: Any, zeros: int) -> Any:
     return BaseDDSketch(
-        mapping=LogarithmicMapping(RELATIVE_ACCURACY),
+        mapping=_MAPPING,
         store=positive,
         negative_store=negative,
         zero_count=float(zeros),
