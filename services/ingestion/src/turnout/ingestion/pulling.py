@@ -11,7 +11,6 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Self
 
 import structlog
 
@@ -20,6 +19,7 @@ from turnout.common.errors import Invalid, Unavailable
 from turnout.common.events import Event, PulledPart, TopicPullAdvanced, TopicPulled, TopicPullRequested
 from turnout.common.ids import caused_event_id
 from turnout.common.pipeline import Every
+from turnout.common.runtime.coming import Coming
 from turnout.common.runtime.consuming import report
 from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.handling import Handled, Handling
@@ -122,7 +122,7 @@ class Pulling:
         moved = clock()
         async with (
             aclosing(self._bus.consume(topic, group=handling.group)) as deliveries,
-            _Coming(deliveries) as coming,
+            Coming(deliveries) as coming,
         ):
             while any(left.values()):
                 delivery = await coming.within(LOOK_SECONDS)
@@ -184,29 +184,3 @@ class Pulling:
                     event = received.event()
                     assert isinstance(event, TopicPullAdvanced)
                     yield event
-
-
-class _Coming:
-    """The next delivery of a consumer, waited for a little at a time: an iterator whose wait is cancelled has ended."""
-
-    def __init__(self, deliveries: AsyncGenerator[Delivery]) -> None:
-        self._deliveries = deliveries
-        self._next: asyncio.Task[Delivery] | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-
-    async def within(self, seconds: float) -> Delivery | None:
-        """The next delivery, None if it does not come in time. Raises `Unavailable`."""
-        if self._next is None:
-            self._next = asyncio.ensure_future(anext(self._deliveries))  # pyright: ignore[reportArgumentType]
-        await asyncio.wait({self._next}, timeout=seconds)
-        if not self._next.done():
-            return None
-        coming, self._next = self._next, None
-        return coming.result()

@@ -21,6 +21,7 @@ from structlog.contextvars import bound_contextvars
 from turnout.common import telemetry
 from turnout.common.bus.port import Delivery, Source
 from turnout.common.errors import Unavailable
+from turnout.common.runtime.coming import Coming
 from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.handling import Handled, Handling, Item, context, pause
 
@@ -79,7 +80,7 @@ class Consumer:
 
     async def _take(self, deliveries: AsyncGenerator[Delivery], told: asyncio.Task[bool]) -> None:
         """One after the other, until `told` or until one did not end. Raises what that raised."""
-        async with _Coming(deliveries) as coming, _Ends() as ends:
+        async with Coming(deliveries) as coming, _Ends() as ends:
             while not told.done() and not ends.failed:
                 waiting = {told, *ends.tasks} if ends.full else {told, *ends.tasks, coming.next()}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -123,35 +124,6 @@ class Consumer:
         crash_point("reaction-after-done")
         with bound_contextvars(**context([i.event for i in items])):
             report(self._handling, len(delivery.received), handled, time.perf_counter() - began)
-
-
-class _Coming:
-    """The next delivery of a consumer, waited for apart: an iterator whose wait is cancelled has ended."""
-
-    def __init__(self, deliveries: AsyncGenerator[Delivery]) -> None:
-        self._deliveries = deliveries
-        self._next: asyncio.Task[Delivery] | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-
-    def next(self) -> asyncio.Task[Delivery]:
-        """Ask for it, if that was not done yet."""
-        if self._next is None:
-            self._next = asyncio.create_task(anext(self._deliveries))  # pyright: ignore[reportArgumentType]
-        return self._next
-
-    def taken(self) -> Delivery | None:
-        """It, if it has come. Raises `Unavailable`."""
-        if self._next is None or not self._next.done():
-            return None
-        coming, self._next = self._next, None
-        return coming.result()
 
 
 class _Ends:
