@@ -158,7 +158,7 @@ def _outcome(row: dict[str, Any]) -> dict[str, Any]:
     return {"score_id": row["score_id"], "outcome": row["value"], "time": datetime.now(UTC).isoformat()}
 
 
-async def _quiet(system: System, environment: Environment, *, files: int, seconds: float = 180) -> None:
+async def _quiet(system: System, environment: Environment, *, files: int, seconds: float = 420) -> None:
     """Wait until nothing is left to do: no lag and no job, twice in a row."""
     until = time.monotonic() + seconds
     calm = 0
