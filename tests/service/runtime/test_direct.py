@@ -32,6 +32,7 @@ class Echo:
         loop = asyncio.get_running_loop()
         if body.startswith(b"back"):
             loop.call_later(self.pause, exchange.give_back, "tried")
+            loop.call_later(self.pause, exchange.reply, b'"too late"')
         else:
             loop.call_later(self.pause, exchange.reply, b'"direct %b"' % body)
         return True

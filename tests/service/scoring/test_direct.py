@@ -13,7 +13,7 @@ import graphs
 import httpx
 import pytest
 from environment import published, until, wait_for
-from scoring_stand import OLD, SLO_MS, Stand, direct
+from scoring_stand import OLD, SLO_MS, Stand, direct, file
 
 from turnout.common.bus.cloudevents import encode
 from turnout.common.events import ATTRIBUTES, ScoreProduced, VersionEjected
@@ -238,3 +238,30 @@ async def test_a_canary_is_drawn_for_each_request(environment: Environment, spy:
                 await asyncio.sleep(0.01)
         versions = [(await stand.one())["version"] for _ in range(60)]
         assert {"1", "2"} == set(versions)
+
+
+async def test_pipelines_that_share_a_turn_keep_their_own_decisions(environment: Environment, spy: Spy) -> None:
+    async with direct(environment) as stand:
+        await environment.bus.publish(
+            builders.declared(file(pipeline="q")),
+            graphs.put(environment.lake, graphs.good(), "7", pipeline="q"),
+            builders.routing(1, "7", pipeline="q"),
+        )
+
+        async def ask(pipeline: str) -> str:
+            while True:
+                reply = await stand.client.post(f"/pipelines/{pipeline}/score", json={"rows": [OLD]})
+                if reply.is_success and reply.json()["rows"][0]["version"] != "baseline":
+                    return reply.json()["rows"][0]["score_id"]
+                await asyncio.sleep(0.02)
+
+        asked: dict[str, set[str]] = {"p": set(), "q": set()}
+        for _ in range(10):
+            for pipeline, ident in zip("pqpq", await asyncio.gather(*map(ask, "pqpq")), strict=True):
+                asked[pipeline].add(ident)
+        for pipeline, version in (("p", "2"), ("q", "7")):
+            decisions = (await stand.client.get(f"/v2/models/{pipeline}/router")).json()["decisions"]
+            shown = {decision["score_id"]: decision["version"] for decision in decisions}
+            assert asked[pipeline] <= shown.keys()
+            assert {shown[ident] for ident in asked[pipeline]} == {version}
+            assert not asked["pq".replace(pipeline, "")] & shown.keys()

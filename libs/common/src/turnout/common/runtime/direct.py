@@ -35,10 +35,13 @@ class Direct(Protocol):
 class Exchange:
     """One request that was taken. While it is open uvicorn sees it as the connection's request under way.
 
-    Exactly one of `reply` and `give_back` has to be called.
+    One of `reply` and `give_back` has to be called; what is called after that has no effect.
     """
 
-    __slots__ = ("_body", "_headers", "_protocol", "_url", "arrived", "disconnected", "keep_alive", "response_complete")
+    __slots__ = (
+        "_body", "_headers", "_open", "_protocol", "_url",
+        "arrived", "disconnected", "keep_alive", "response_complete",
+    )  # fmt: skip
 
     def __init__(
         self, protocol: DirectProtocol, url: bytes, headers: Headers, body: bytes, *, keep_alive: bool
@@ -47,6 +50,7 @@ class Exchange:
         self._url = url
         self._headers = headers
         self._body = body
+        self._open = True
         self.arrived = time.monotonic()
         self.keep_alive = keep_alive
         self.response_complete = False
@@ -54,12 +58,17 @@ class Exchange:
 
     def reply(self, content: bytes) -> None:
         """Answer with JSON."""
-        self.response_complete = True
+        if not self._open:
+            return
+        self._open, self.response_complete = False, True
         if not self._protocol.transport.is_closing():
             self._protocol.answer(content, keep_alive=self.keep_alive)
 
     def give_back(self, tried: object = None) -> None:
         """Let the application answer; it finds `tried` in its scope's state."""
+        if not self._open:
+            return
+        self._open = False
         if not self._protocol.transport.is_closing():
             state = {ARRIVED: self.arrived, TRIED: tried}
             self._protocol.pass_on(self, self._url, self._headers, self._body, state)

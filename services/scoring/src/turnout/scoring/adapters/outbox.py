@@ -103,7 +103,15 @@ class SqliteOutbox:
             self._fresh.extend(zip(range(last - len(kept) + 1, last + 1), kept, strict=True))
             done(None)
         else:
-            self._put(_Task(_Waiter(asyncio.get_running_loop(), lambda _, error: done(error)), rows=kept))
+            loop = asyncio.get_running_loop()
+            late = loop.call_later(_PATIENCE, lambda: done(_too_slow()))
+
+            def tell(_: object, error: Unavailable | None) -> None:
+                if loop.time() < late.when():
+                    late.cancel()
+                    done(error)
+
+            self._put(_Task(_Waiter(loop, tell), rows=kept))
         self._arrived.set()
 
     async def count(self, scores: Sequence[ScoreProduced]) -> None:
@@ -165,7 +173,7 @@ class SqliteOutbox:
             async with asyncio.timeout(_PATIENCE):
                 return await future
         except TimeoutError:
-            raise Unavailable("the outbox", f"the disk did not answer within {_PATIENCE:.0f} s") from None
+            raise _too_slow() from None
 
     def _put(self, task: _Task) -> None:
         if self._thread is None:
@@ -302,6 +310,10 @@ def _tell(results: Sequence[_Result]) -> None:
 def _tell_all(results: Sequence[_Result]) -> None:
     for waiter, result, error in results:
         waiter.tell(result, error)
+
+
+def _too_slow() -> Unavailable:
+    return Unavailable("the outbox", f"the disk did not answer within {_PATIENCE:.0f} s")
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

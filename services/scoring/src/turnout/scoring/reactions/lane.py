@@ -148,12 +148,15 @@ class Lane:
         return future
 
     def at_once(self, rows: Sequence[Row]) -> Results:
-        """The answers to rows of one request each, before this returns; only where `prompt` is true."""
-        inline = self._places.inline
-        if inline is None:
-            return [Fault("it runs apart by now", late=True)] * len(rows)
+        """The answers to rows of one request each, before this returns; where `prompt` is true.
+
+        Fewer than rows if it has left the event loop meanwhile, or overran: the rest was not asked.
+        """
         results: list[Answer | Fault] = []
         for at in range(0, len(rows), INLINE_ROWS):
+            inline = self._places.inline
+            if inline is None or self._moving:
+                break
             some = rows[at : at + INLINE_ROWS]
             results += self._run_inline(inline, some, [1] * len(some))
         return results
@@ -289,7 +292,7 @@ class Lane:
 
     def _answered(self, pieces: Sequence[_Piece], output: Output, run_ms: float, waited_ms: float) -> None:
         _share(pieces, self._results(output, sum(len(piece.rows) for piece in pieces), run_ms, waited_ms))
-        if not self._moving and self.runs.proven(self._needed, PROVEN_MS):
+        if self._places.inline is None and not self._moving and self.runs.proven(self._needed, PROVEN_MS):
             self._moving = True
             self._start(self._come_inline())
 

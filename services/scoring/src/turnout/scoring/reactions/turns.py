@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import structlog
+
 from turnout.common.errors import Unavailable
 from turnout.common.runtime.crash import crash_point
 from turnout.common.runtime.direct import Exchange
@@ -26,6 +28,8 @@ from turnout.scoring.reactions.answering import Tried
 from turnout.scoring.reactions.envelope import Envelope
 from turnout.scoring.reactions.fleet import DECISIONS, SOURCE, Decision, Lineup
 from turnout.scoring.reactions.lane import Lane
+
+log = structlog.get_logger()
 
 # The fields of a `ScoreProduced`.
 Content = dict[str, Any]
@@ -75,28 +79,39 @@ class Turns:
         kept: list[Kept] = []
         answered: list[tuple[Asked, Content]] = []
         for lane, group in groups.items():
-            self._answer(lane, group, at, kept, answered)
+            try:
+                found = self._answer(lane, group, at)
+            except Exception:
+                log.exception("a turn failed", pipeline=group.lineup.pipeline, requests=len(group.asked))
+                for asked in group.asked:
+                    asked.exchange.give_back()
+                continue
+            for asked, content, row in found:
+                answered.append((asked, content))
+                kept.append(row)
         if kept:
             self._outbox.append(kept, lambda error: _settle(answered, error))
 
-    def _answer(
-        self, lane: Lane, group: _Group, at: str, kept: list[Kept], answered: list[tuple[Asked, Content]]
-    ) -> None:
+    def _answer(self, lane: Lane, group: _Group, at: str) -> list[tuple[Asked, Content, Kept]]:
+        """Those of the group that have an answer; the others are given back."""
         began = time.monotonic()
         results = lane.at_once([asked.row for asked in group.asked])
         now = time.monotonic()
-        step, decisions = group.step, group.lineup.decisions
+        step = group.step
         envelope = _envelope(group.lineup.pipeline, step)
-        for asked, result in zip(group.asked, results, strict=True):
+        found: list[tuple[Asked, Content, Kept]] = []
+        for asked, result in zip(group.asked, results, strict=False):
             if isinstance(result, Fault):
                 asked.exchange.give_back(Tried(step, result, (now - began) * 1000))
                 continue
             content = envelope.content(asked.score_id, asked.values, result, (now - asked.exchange.arrived) * 1000)
-            kept.append(envelope.keep(content, at, asked.traceparent))
-            answered.append((asked, content))
-        for _, content in answered[-DECISIONS:]:
+            found.append((asked, content, envelope.keep(content, at, asked.traceparent)))
+        for asked in group.asked[len(results) :]:
+            asked.exchange.give_back()
+        for _, content, _ in found[-DECISIONS:]:
             spent = round(content["milliseconds"], 3)
-            decisions.append(Decision(content["score_id"], at, step.version, step.role, None, spent))
+            group.lineup.decisions.append(Decision(content["score_id"], at, step.version, step.role, None, spent))
+        return found
 
 
 def _settle(answered: Sequence[tuple[Asked, Content]], error: Unavailable | None) -> None:
@@ -108,9 +123,7 @@ def _settle(answered: Sequence[tuple[Asked, Content]], error: Unavailable | None
     crash_point("scoring-durable")
     for asked, content in answered:
         asked.exchange.reply(asked.word(content))
-        meters.answered(
-            content["pipeline"], content["version"], content["milliseconds"], meant=None, reason=None
-        )  # fmt: skip
+        meters.answered(content["pipeline"], content["version"], content["milliseconds"], meant=None, reason=None)
 
 
 @lru_cache(maxsize=1000)
