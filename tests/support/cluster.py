@@ -18,6 +18,7 @@ import httpx
 from system import TURNOUT, free_port
 
 from turnout.common.runtime.environment import Environment
+from turnout.common.runtime.health import EXIT_STUCK
 from turnout.common.runtime.settings import RuntimeSettings
 from turnout.devstack.stack import BUCKET, Stack
 
@@ -114,6 +115,11 @@ class Member:
         code = self.process.wait(DRAIN_SECONDS * 3)
         return code, time.monotonic() - began
 
+    def said(self, what: str) -> str:
+        """The lines of its log that have `what` in them."""
+        lines = (self.place / "log").read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if what in line)
+
     def tail(self, lines: int = 15) -> str:
         path = self.place / "log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
@@ -149,20 +155,29 @@ class Cluster:
             member.start()
         await self.ready(chosen)
 
-    async def ready(self, members: Sequence[Member] | None = None, seconds: float = 180) -> None:
+    def supervise(self) -> None:
+        """Start again who ended because it was stuck, as whoever runs it would; it is said, for it is worth a look."""
+        for member in self.members:
+            if member.process is not None and member.process.poll() == EXIT_STUCK:
+                print(f"{member.service} was stuck and is started again:\n{member.said('no progress')}", flush=True)
+                member.start()
+
+    async def ready(self, members: Sequence[Member] | None = None, seconds: float = 300) -> None:
         """Wait until each is ready."""
         until = time.monotonic() + seconds
         for member in self.members if members is None else members:
             while (waiting := await asyncio.to_thread(member.waiting)) is not None:
+                self.supervise()
                 assert member.alive(), f"{member.service} ended:\n{member.tail()}"
                 assert time.monotonic() < until, f"{member.service} waits for {waiting}\n{member.tail()}"
                 await asyncio.sleep(0.1)
 
-    async def quiet(self, seconds: float = 180) -> None:
+    async def quiet(self, seconds: float = 300) -> None:
         """Wait until nothing is left to do: no lag and no job, three times in a row."""
         until = time.monotonic() + seconds
         calm = 0
         while calm < 3:
+            self.supervise()
             busy = {m.service: left for m in self.members if m.alive() and (left := await _left(m))}
             calm = 0 if busy else calm + 1
             assert time.monotonic() < until, f"still busy: {busy}"
@@ -175,8 +190,11 @@ class Cluster:
 
 
 async def _left(member: Member) -> float:
-    async with httpx.AsyncClient(timeout=30) as http:
-        metrics = (await http.get(f"{member.url}/metrics")).text
+    try:
+        async with httpx.AsyncClient(timeout=30) as http:
+            metrics = (await http.get(f"{member.url}/metrics")).text
+    except httpx.TransportError:  # it has just ended or begun: a look later tells
+        return 1.0
     names = ("turnout_consumer_lag_records", "turnout_jobs_waiting")
     return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(names))
 
