@@ -118,6 +118,8 @@ async def test_what_is_stuck_ends_the_process(environment: Environment, pipeline
     ]
     stuck = {line["stuck"] for line in lines if line["event"] == "no progress, the process ends"}
     assert stuck & ({"stalling.stall"} if pipeline == "stall" else {"event loop", "holding.hold"})
+    waits = [line["where"] for line in lines if line["event"] == "a task waits"]
+    assert any("stall" in where if pipeline == "stall" else "Consumer.run" in where for where in waits), waits
 
 
 async def test_idle_is_not_stuck(environment: Environment) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -18,6 +20,7 @@ log = structlog.get_logger()
 # EX_SOFTWARE of sysexits.h: the supervisor starts the process again.
 EXIT_STUCK = 70
 _CHECK_SECONDS = 1.0
+_DEPTH = 30
 
 
 class Health:
@@ -79,12 +82,15 @@ class Watchdog:
 
     def __init__(self, progress: Progress, give_up: Callable[[dict[str, float]], None] | None = None) -> None:
         self._progress = progress
-        self._give_up = give_up or _exit
+        self._give_up = give_up or self._exit
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch; on an event loop, its tasks are told of at the end."""
+        with suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,9 +108,26 @@ class Watchdog:
                 self._give_up(stuck)
                 return
 
+    def _exit(self, stuck: dict[str, float]) -> None:
+        for what, seconds in stuck.items():
+            log.critical("no progress, the process ends", stuck=what, seconds=round(seconds, 1))
+        with suppress(Exception):  # whatever it is, the process ends
+            for task in asyncio.all_tasks(self._loop) if self._loop is not None else ():
+                log.error("a task waits", task=task.get_name(), where=where(task.get_coro()))
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        os._exit(EXIT_STUCK)
 
-def _exit(stuck: dict[str, float]) -> None:
-    for what, seconds in stuck.items():
-        log.critical("no progress, the process ends", stuck=what, seconds=round(seconds, 1))
-    faulthandler.dump_traceback(sys.stderr, all_threads=True)
-    os._exit(EXIT_STUCK)
+
+def where(awaited: object) -> str:
+    """The functions that a coroutine waits in, the outermost first, with their lines."""
+    steps: list[str] = []
+    while awaited is not None and len(steps) < _DEPTH:
+        for kind in ("cr", "ag", "gi"):
+            frame = getattr(awaited, f"{kind}_frame", None)
+            if frame is not None:
+                steps.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+                awaited = getattr(awaited, f"{kind}_await", None) or getattr(awaited, f"{kind}_yieldfrom", None)
+                break
+        else:
+            break
+    return " > ".join(steps)
