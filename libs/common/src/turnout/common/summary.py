@@ -80,25 +80,18 @@ class Quantiles:
 
     def add_all(self, values: Iterable[float]) -> None:
         """Take many in; the same as one by one, for less where they share a bin."""
-        key, smallest = _MAPPING.key, _MAPPING.min_possible
-        shared: dict[int, list[float]] = {}
+        one_of: dict[int, float] = {}
+        counts = Counter[int]()
         for value in values:
-            if value <= smallest:
+            if value <= _MAPPING.min_possible:
                 self.add(value)
                 continue
-            bin_ = key(value)
-            found = shared.get(bin_)
-            if found is None:
-                shared[bin_] = [value, value, 1]
-                continue
-            found[2] += 1
-            if value < found[0]:
-                found[0] = value
-            elif value > found[1]:
-                found[1] = value
-        for least, greatest, count in shared.values():
-            self._sketch.add(least, count)
-            self._stretch(least, greatest)
+            self._stretch(value, value)
+            at = _MAPPING.key(value)
+            one_of[at] = value
+            counts[at] += 1
+        for at, count in counts.items():
+            self._sketch.add(one_of[at], count)
 
     def quantile(self, share: float) -> float | None:
         """The value below which `share` (0 to 1) of the values lie; None when there are none."""
@@ -268,15 +261,15 @@ class Counts:
         """Values seen, missing ones too."""
         return sum(self.counts) + self.other + self.missing
 
-    def add(self, at: int | None) -> None:
+    def add(self, at: int | None, times: int = 1) -> None:
         """Count what `Bins.of` said."""
         match at:
             case None:
-                self.missing += 1
+                self.missing += times
             case -1:
-                self.other += 1
+                self.other += times
             case _:
-                self.counts[at] += 1
+                self.counts[at] += times
 
     def add_all(self, cells: Sequence[Cell], bins: Bins) -> None:
         """Count many cells at once; the same as one by one."""
@@ -294,13 +287,7 @@ class Counts:
                 return
         # With their type: to a counter 1 and True are the same, to a category they are not.
         for (_, value), times in Counter((type(value), value) for value in cells).items():
-            at = bins.of(value)
-            if at is None:
-                self.missing += times
-            elif at == -1:
-                self.other += times
-            else:
-                self.counts[at] += times
+            self.add(bins.of(value), times)
 
     def merge(self, other: Counts) -> None:
         """Add the other's counts. Bins must be the same: they belong to the version."""
@@ -516,16 +503,12 @@ class Gathering:
         """Count many scores in; the same as one by one, for less where they are alike."""
         alike: defaultdict[tuple[str, str, str], list[Answered]] = defaultdict(list)
         for score in scores:
-            attempts = score.attempts
-            if len(attempts) == 1 and attempts[0].outcome == "ok" and attempts[0].version == score.version:
+            tried = [(attempt.version, attempt.outcome) for attempt in score.attempts]
+            if tried == [(score.version, "ok")] and score.served_by not in VERSIONLESS:
                 alike[score.pipeline, score.version, score.served_by].append(score)
             else:
                 self.add(score, shape_of(score))
-        for (_, version, role), some in alike.items():
-            if role in VERSIONLESS:
-                for score in some:
-                    self.add(score, shape_of(score))
-                continue
+        for (_, version, _), some in alike.items():
             for score in (min(some, key=_time), max(some, key=_time)):
                 part = self._of(score, version)
             part.summary.answered_alike(some, shape_of(some[0]))
