@@ -44,7 +44,6 @@ _PATIENCE = 5.0
 # So many rows committed on the event loop, and the log is begun anew (about 50 MB): while it is written to all the time
 # SQLite never comes to it by itself.
 _LOG_ROWS = 20_000
-_LOG_PAGES = 16_384
 # Rows kept in memory until they are relayed, about 1 kB each.
 _FRESH = 20_000
 
@@ -117,7 +116,7 @@ class SqliteOutbox:
     async def count(self, scores: Sequence[ScoreProduced]) -> None:
         """See `Outbox.count`."""
         rows = [_counted(score) for score in scores]
-        await self._ask(call=lambda db: db.executemany(_INSERT, rows) and None, writes=True)
+        await self._ask(call=lambda db: _insert(db, rows), writes=True)
         self._arrived.set()
 
     async def find(self, ident: str) -> Event | None:
@@ -223,7 +222,7 @@ class SqliteOutbox:
             else:
                 appends.append(task)
         if appends:
-            results += self._transaction(db, appends, lambda db: db.executemany(_INSERT, rows) and None, writes=True)
+            results += self._transaction(db, appends, lambda db: _insert(db, rows), writes=True)
         for task in group:
             if task.call is not None:
                 results += self._transaction(db, [task], task.call, writes=task.writes)
@@ -267,8 +266,6 @@ class SqliteOutbox:
     def _open(self) -> sqlite3.Connection:
         db = _open(self._path, self._synchronous)
         if self._synchronous == "NORMAL" and self._here is None:
-            # To move the log into the file holds up whoever writes to it: seldom, then, and much at once.
-            db.execute(f"pragma wal_autocheckpoint = {_LOG_PAGES}")
             here = open_wal(self._path, synchronous=self._synchronous)
             here.executescript("pragma busy_timeout = 0; pragma wal_autocheckpoint = 0;")
             self._here = here
@@ -327,17 +324,12 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
 
 def _commit_now(db: sqlite3.Connection, rows: Sequence[Kept]) -> int | None:
     """Commit the rows at once; the position of the last one, the others stand right before it. None: nothing was."""
-    last: int | None = None
     try:
         db.execute("begin immediate")
     except sqlite3.Error:
         return None
     try:
-        # One statement for all rows: each statement lets go of the interpreter's lock, and whoever takes it keeps it
-        # for a while.
-        for at in range(0, len(rows), _ROWS):
-            some = rows[at : at + _ROWS]
-            last = db.execute(_insert(len(some)), [cell for row in some for cell in row]).lastrowid
+        last = _insert(db, rows)
         db.execute("commit")
     except sqlite3.Error:
         db.rollback()
@@ -351,8 +343,20 @@ _ROWS = 64
 
 
 @cache
-def _insert(rows: int) -> str:
+def _statement(rows: int) -> str:
     return _INSERT + ", (?, ?, ?, ?, ?, ?, ?)" * (rows - 1)
+
+
+def _insert(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> int | None:
+    """Append rows; the position of the last one.
+
+    Many by one statement: each lets go of the interpreter's lock, and whoever takes it keeps it for a while.
+    """
+    last: int | None = None
+    for at in range(0, len(rows), _ROWS):
+        some = rows[at : at + _ROWS]
+        last = db.execute(_statement(len(some)), [cell for row in some for cell in row]).lastrowid
+    return last
 
 
 def _open(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
@@ -435,7 +439,7 @@ def _summarise(db: sqlite3.Connection, parts: Sequence[Gathered], position: int)
             "insert into sequence values (?, ?, 1) on conflict do update set number = number + 1 returning number",
             (part.pipeline, part.version),
         ).fetchone()
-        db.execute(_INSERT, _row(part.event(SOURCE, outbox, number)))
+        _insert(db, [_row(part.event(SOURCE, outbox, number))])
     db.execute("update summarised set position = max(position, ?)", (position,))
     _tidy(db)
 
