@@ -43,16 +43,14 @@ class Exchange:
         "arrived", "disconnected", "keep_alive", "response_complete",
     )  # fmt: skip
 
-    def __init__(
-        self, protocol: DirectProtocol, url: bytes, headers: Headers, body: bytes, *, keep_alive: bool
-    ) -> None:
+    def __init__(self, protocol: DirectProtocol, url: bytes, headers: Headers, body: bytes) -> None:
         self._protocol = protocol
         self._url = url
         self._headers = headers
         self._body = body
         self._open = True
         self.arrived = time.monotonic()
-        self.keep_alive = keep_alive
+        self.keep_alive = True  # until uvicorn says otherwise, because it ends
         self.response_complete = False
         self.disconnected = False
 
@@ -116,7 +114,7 @@ class DirectProtocol(BoundedProtocol):
             super().on_message_complete()
             return
         self._held = False
-        exchange = Exchange(self, self.url, self.headers, self._body, keep_alive=True)
+        exchange = Exchange(self, self.url, self.headers, self._body)
         if self.direct.take(self.url, self.headers, self._body, exchange):
             self.cycle: Any = exchange
         else:

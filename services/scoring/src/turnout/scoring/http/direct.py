@@ -13,9 +13,12 @@ import orjson
 
 from turnout.common.runtime.direct import Exchange, Headers
 from turnout.common.runtime.keys import ApiKeys
+from turnout.scoring.http.replies import ScoreShown
 from turnout.scoring.reactions.answering import new_score_id
 from turnout.scoring.reactions.fleet import Fleet, Lineup
 from turnout.scoring.reactions.turns import Asked, Content, Turns
+
+_SHOWN = tuple(ScoreShown.model_fields)
 
 
 class DirectScores:
@@ -96,14 +99,4 @@ def _row(body: bytes) -> Mapping[str, Any] | None:
 
 def _score(content: Content) -> bytes:
     """The reply of `POST /pipelines/{pipeline}/score` (see `ScoresShown`)."""
-    shown = {
-        "score_id": content["score_id"],
-        "entity": content["entity"],
-        "value": content["value"],
-        "probabilities": content["probabilities"],
-        "version": content["version"],
-        "served_by": content["served_by"],
-        "reason": content["reason"],
-        "attempts": content["attempts"],
-    }
-    return orjson.dumps({"rows": [shown]})
+    return orjson.dumps({"rows": [{name: content[name] for name in _SHOWN}]})

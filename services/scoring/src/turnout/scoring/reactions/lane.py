@@ -308,9 +308,7 @@ class Lane:
         return results
 
     def _late(self, pieces: Sequence[_Piece], why: str) -> None:
-        for piece in pieces:
-            _give(piece, [Fault(why, late=True)] * len(piece.rows))
-        self._overran(0, why)
+        _share(pieces, self._overran(sum(len(piece.rows) for piece in pieces), why))
 
     def _overran(self, rows: int, why: str) -> Results:
         self.waits.add(self.slo * 1000)
